@@ -1,0 +1,141 @@
+// gpuledger/allocator.h - the caching allocator: blocks out of an upstream's memory, every byte with an owner.
+//
+// Each stream has a pool; a pool has a range of reserved addresses, which handles of physical memory are mapped into as
+// it grows. A range is cut into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
+// other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
+//
+//   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
+//
+// Owner, role and site are read from the calling thread (owner.h) before any lock is taken. On a miss the ladder is:
+// passed fences, growth, cached handles of any pool handed back, pending work waited for, and then an out-of-memory
+// report (kResourceExhausted) that names the top owners and what is cached.
+//
+// Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
+// on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds it usable, with copy-on-write memory if
+// its upstream has that (host-anonymous).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "gpuledger/ledger.h"
+#include "gpuledger/types.h"
+#include "gpuledger/upstream.h"
+
+namespace gpuledger {
+
+enum class OnMisuse : uint8_t { kAbort, kWarn };
+
+// One table (allocator/options.cc) names, parses and explains each field and its GPULEDGER_ variable.
+struct GPULEDGER_EXPORT AllocatorOptions {
+  Bytes cap = Bytes::Max();                // reserved never exceeds it
+  OnMisuse on_misuse = OnMisuse::kAbort;
+  uint64_t report_owners = 10;             // owners named in an out-of-memory report
+
+  // Defaults overridden by GPULEDGER_CAP=2GiB, GPULEDGER_ON_MISUSE=warn, ... An unknown GPULEDGER_ name or a bad value is
+  // kInvalidArgument; the message lists what is known.
+  static absl::StatusOr<AllocatorOptions> FromEnvironment();
+};
+
+// Parses "8MiB", "1.5GiB", "4096", "2GB"; kInvalidArgument names what was wrong.
+GPULEDGER_EXPORT absl::StatusOr<Bytes> ParseBytes(std::string_view text);
+
+struct Totals {
+  Bytes reserved, in_use, pending, cached, cap, peak_reserved;
+  uint64_t upstream_calls = 0;  // handles created and released, mapped and unmapped
+};
+
+enum class BlockState : uint8_t { kInUse, kPending, kCached, kUnmapped };
+
+struct BlockInfo {
+  DevicePtr address;
+  Bytes size;
+  BlockState state;
+  std::vector<LiveAllocation> charge;  // one if in use or pending, none otherwise
+};
+
+// A range with its mapped handles; its blocks tile it from the base.
+struct SegmentInfo {
+  Range range;
+  Stream stream;
+  std::vector<BlockInfo> blocks;
+};
+
+class CachingAllocator;
+
+// Owning device memory; destruction returns the block. The null buffer (size 0) owns nothing.
+class [[nodiscard]] GPULEDGER_EXPORT Buffer {
+ public:
+  Buffer() = default;
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  ~Buffer() { Reset(); }
+
+  [[nodiscard]] DevicePtr ptr() const { return ptr_; }
+  [[nodiscard]] Bytes size() const { return size_; }
+  [[nodiscard]] bool empty() const { return allocator_ == nullptr; }
+  void Reset();
+
+ private:
+  friend class CachingAllocator;
+  Buffer(CachingAllocator* allocator, DevicePtr ptr, Bytes size) : allocator_(allocator), ptr_(ptr), size_(size) {}
+  CachingAllocator* allocator_ = nullptr;
+  DevicePtr ptr_ = DevicePtr::Null(DeviceId{0});
+  Bytes size_;
+};
+
+class GPULEDGER_EXPORT CachingAllocator {
+ public:
+  // The upstream and the sink (null for none) outlive the allocator.
+  CachingAllocator(Upstream& upstream, AllocatorOptions options, RecordSink* sink = nullptr);
+  // Every block must have been freed (fatal otherwise); waits for pending work and gives all memory back.
+  ~CachingAllocator();
+  CachingAllocator(const CachingAllocator&) = delete;
+  CachingAllocator& operator=(const CachingAllocator&) = delete;
+
+  // `size` bytes, usable by work of `stream` ordered after this call; 512 B aligned; content undefined. Zero bytes is the
+  // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
+  // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
+  // Synchronises the device: only on the last rung of the ladder.
+  [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite);
+  // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
+  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite);
+  // Frees in the order of the block's stream; never waits. Null is fine.
+  void Free(DevicePtr block);
+
+  // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done.
+  absl::Status RecordStream(DevicePtr block, Stream stream);
+  // Re-tags a block in use (Ledger::Transfer). kNotFound if no block in use starts there.
+  absl::Status Transfer(DevicePtr block, Payer to);
+  // The block in use or pending that holds this address. kNotFound otherwise.
+  [[nodiscard]] absl::StatusOr<LiveAllocation> Find(DevicePtr address) const;
+
+  // Turns pending blocks whose fences have passed into cached ones; how many. Never waits.
+  uint64_t CompletePending();
+  // Waits for all pending blocks. Synchronises the device.
+  absl::Status Settle();
+  // Gives back every handle that holds no live or pending byte, after the streams that used it; returns how much.
+  // Synchronises the device.
+  Bytes ReleaseCached();
+
+  void set_cap(Bytes cap);
+  [[nodiscard]] Totals totals() const;
+  [[nodiscard]] std::vector<SegmentInfo> segments() const;
+  [[nodiscard]] Upstream& upstream() const;
+  [[nodiscard]] Ledger& ledger();
+  [[nodiscard]] const Ledger& ledger() const;
+  // The statistics page: the equations of DESIGN section 3 with their figures, then the owners.
+  [[nodiscard]] std::string Report() const;
+  // The equations and the structure behind them, recomputed; kInternal names what does not hold.
+  [[nodiscard]] absl::Status CheckInvariants() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace gpuledger

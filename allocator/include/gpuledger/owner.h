@@ -1,0 +1,60 @@
+// gpuledger/owner.h - who pays: interned owner paths, thread-local scopes, sites.
+//
+// An owner is a path such as "model/layers.3.mlp.up_proj.weight", interned once per process into an OwnerId. Scopes say
+// who pays for what this thread allocates; they nest ("model" then "layers.3" pays as "model/layers.3"), belong to one
+// thread, and can be captured and adopted by another (loader threads, backward threads). Outside any scope the payer is
+// the named owner `unattributed`. Ids and names live until the process ends. Thread-safe; legal after main().
+#pragma once
+
+#include <string_view>
+
+#include "gpuledger/types.h"
+
+namespace gpuledger {
+
+inline constexpr OwnerId kUnattributed{0};
+
+// The id of `path`, the same for equal paths. Allocates host memory the first time a path is seen.
+// An empty path is `unattributed`.
+GPULEDGER_EXPORT OwnerId InternOwner(std::string_view path);
+// The path; valid until the process ends. Fatal for an id that InternOwner did not return.
+GPULEDGER_EXPORT std::string_view OwnerName(OwnerId owner);
+// True if `name` matches `glob`: `*` stays within one name (it crosses neither '.' nor '/'), `**` crosses them.
+GPULEDGER_EXPORT bool OwnerMatches(std::string_view glob, std::string_view name);
+
+// Who pays, and for what.
+struct Payer {
+  OwnerId owner = kUnattributed;
+  Role role = Role::kOther;
+};
+// The innermost scope of this thread.
+GPULEDGER_EXPORT Payer CurrentPayer() noexcept;
+
+// While it lives, allocations of this thread are paid by `path` below the scope around it. Stack-only; scopes of a
+// thread end in the reverse order of their beginning (fatal otherwise).
+class [[nodiscard]] GPULEDGER_EXPORT OwnerScope {
+ public:
+  [[nodiscard]] OwnerScope(std::string_view path, Role role);
+  // Adopts `payer` as it is, not below the scope around it: for a payer captured with CurrentPayer() on another thread.
+  [[nodiscard]] explicit OwnerScope(Payer payer);
+  ~OwnerScope();
+  OwnerScope(const OwnerScope&) = delete;
+  OwnerScope& operator=(const OwnerScope&) = delete;
+  static void* operator new(size_t) = delete;
+  static void* operator new[](size_t) = delete;
+
+ private:
+  Payer payer_;
+  OwnerScope* outer_;
+  friend Payer CurrentPayer() noexcept;
+};
+
+// The site of the line that calls it: a call stack of one frame. Full stacks come from the recorder; both are ids of
+// one table. Allocates host memory the first time a line is seen.
+// (clang 14 has no std::source_location: hence the builtins.)
+GPULEDGER_EXPORT SiteId SiteHere(const char* file = __builtin_FILE(), int line = __builtin_LINE(),
+                                 const char* function = __builtin_FUNCTION());
+// "leaky_load.cc:41 (Convert)", or "" for kNoSite.
+GPULEDGER_EXPORT std::string_view SiteName(SiteId site);
+
+}  // namespace gpuledger

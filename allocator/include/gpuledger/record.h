@@ -1,0 +1,57 @@
+// gpuledger/record.h - one entry of a trace, and where entries go.
+//
+// The ledger writes a record for whatever changes who owns what; the allocator writes one for each upstream call that
+// changes `reserved`, and for each out-of-memory. A RecordSink takes them; the core knows no more of tracing than this.
+#pragma once
+
+#include <cstdint>
+
+#include "gpuledger/types.h"
+
+namespace gpuledger {
+
+enum class RecordKind : uint8_t {
+  kAllocate,       // a block was charged to owner and role
+  kFreeRequested,  // its holder let go; the owner no longer pays
+  kFreeCompleted,  // the block can be used again (same instant as the request unless work was pending on another stream)
+  kTransfer,       // the charge has a new owner and role (those in the record; the id says whose it was)
+  kLineageOpened,  // a weight began its way source -> staging -> quantized
+  kLineageClosed,  // from here on its source and staging bytes are residual
+  kMapped,         // reserved grew by `charged`
+  kUnmapped,       // reserved shrank by `charged`
+  kOutOfMemory,    // a request of `requested` bytes failed
+};
+
+// Fixed size, copied freely. Sequence numbers are given under the ledger's lock: they are the ledger's order.
+struct Record {
+  uint64_t sequence = 0;
+  TimePoint time{0};
+  AllocationId allocation{0};
+  uint64_t address = 0;
+  Bytes requested;
+  Bytes charged;
+  CUstream_st* stream = nullptr;
+  OwnerId owner{0};
+  SiteId site = kNoSite;
+  ThreadId thread{0};
+  DeviceId device{0};
+  Role role = Role::kOther;
+  RecordKind kind = RecordKind::kAllocate;
+};
+
+// What records are stamped with. Upstreams are clocks; the fake has one of its own.
+class Clock {
+ public:
+  virtual ~Clock() = default;
+  [[nodiscard]] virtual TimePoint now() const = 0;  // nanoseconds, never going back; thread-safe
+};
+
+// Where records go. Write is called in sequence order under the ledger's lock, on the thread that made the change:
+// it must not block, allocate through the ledger that calls it, or call back into it.
+class RecordSink {
+ public:
+  virtual ~RecordSink() = default;
+  virtual void Write(const Record& record) noexcept = 0;
+};
+
+}  // namespace gpuledger

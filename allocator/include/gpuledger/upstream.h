@@ -1,0 +1,80 @@
+// gpuledger/upstream.h - where memory comes from.
+//
+// An upstream deals in the three things that virtual memory management deals in: *ranges* of reserved addresses,
+// *handles* of physical memory, and the mapping of one into the other; and in *fences*, points in a stream's work after
+// which memory may be reused. Implementations: FakeUpstream (no memory; clock, costs, faults, fences that pass when
+// told), HostAnonymousUpstream and HostMemfdUpstream (host_upstream.h), CUDA. One contract suite runs over all
+// (tests/allocator/upstream_contract_test.cc), and every sentence of this header is one of its tests.
+//
+// Thread-safe: every method may be called from any thread. Errors: kResourceExhausted when memory or addresses run
+// out, kInvalidArgument for a size or offset that is not a multiple of granularity(), kInternal for a driver's failure
+// (its name and call in the message). A failed call changes nothing. Misuse (unmapping what is not mapped, releasing
+// a handle that is mapped, unreserving a range with mappings) is kFailedPrecondition.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "gpuledger/record.h"
+#include "gpuledger/types.h"
+
+namespace gpuledger {
+
+// Reserved addresses, without memory until handles are mapped into them.
+struct Range {
+  DevicePtr base;
+  Bytes size;
+};
+
+struct MemoryInfo {
+  Bytes free;
+  Bytes total;
+};
+
+// What an upstream can do; callers ask instead of knowing which upstream they have.
+struct Capabilities {
+  bool aliasing = false;         // one handle may be mapped at two addresses at the same time
+  bool host_accessible = false;  // mapped addresses can be dereferenced by the CPU of this process
+};
+
+class GPULEDGER_EXPORT Upstream : public Clock {
+ public:
+  Upstream() = default;
+  Upstream(const Upstream&) = delete;
+  Upstream& operator=(const Upstream&) = delete;
+  ~Upstream() override = default;
+
+  [[nodiscard]] virtual std::string_view name() const = 0;  // "fake", "host-anonymous", "host-memfd", "cuda"
+  [[nodiscard]] virtual DeviceId device() const = 0;
+  [[nodiscard]] virtual Capabilities capabilities() const = 0;
+  // The unit of handles, and of every size and offset below: 2 MiB or a multiple of it.
+  [[nodiscard]] virtual Bytes granularity() const = 0;
+  [[nodiscard]] virtual MemoryInfo memory_info() const = 0;
+
+  // Addresses. The base is a multiple of granularity(), never null, and overlaps no other live range.
+  virtual absl::StatusOr<Range> Reserve(Bytes size) = 0;
+  virtual absl::Status Unreserve(Range range) = 0;
+
+  // Physical memory; its content is undefined. A released handle's memory is back at once.
+  virtual absl::StatusOr<HandleId> CreateHandle(Bytes size) = 0;
+  virtual absl::Status ReleaseHandle(HandleId handle) = 0;
+
+  // Maps the whole handle at `address`, readable and writable. The content of a handle survives Unmap and Map.
+  // A handle mapped already can be mapped again only if capabilities().aliasing; both addresses then show one memory.
+  virtual absl::Status Map(DevicePtr address, HandleId handle) = 0;
+  // Takes away one mapping made by Map at this very address. No stream is waited for.
+  virtual absl::Status Unmap(DevicePtr address, HandleId handle) = 0;
+
+  // Fences. Each recorded fence is dropped exactly once. Poll never blocks; Wait blocks the calling thread until the
+  // fence has passed; MakeStreamWait orders later work of `stream` after it without blocking the caller.
+  virtual absl::StatusOr<FenceId> RecordFence(Stream stream) = 0;
+  virtual absl::StatusOr<bool> PollFence(FenceId fence) = 0;
+  virtual absl::Status WaitFence(FenceId fence) = 0;
+  virtual absl::Status MakeStreamWait(Stream stream, FenceId fence) = 0;
+  virtual void DropFence(FenceId fence) = 0;
+};
+
+}  // namespace gpuledger

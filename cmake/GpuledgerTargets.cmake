@@ -1,0 +1,29 @@
+# What every target of this project shares: warnings, sanitizers, and how a test is declared.
+
+add_library(gpuledger_flags INTERFACE)
+target_compile_options(gpuledger_flags INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Werror=return-type>)
+if(GPULEDGER_SANITIZE)
+  target_compile_options(gpuledger_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${GPULEDGER_SANITIZE}>)
+  target_link_options(gpuledger_flags INTERFACE -fsanitize=${GPULEDGER_SANITIZE})
+  if(GPULEDGER_SANITIZE MATCHES "undefined")
+    target_compile_options(gpuledger_flags INTERFACE -fno-sanitize-recover=undefined)
+  endif()
+endif()
+# Part of every target, also of those that an installed package exports without it.
+link_libraries($<BUILD_INTERFACE:gpuledger_flags>)
+
+# gpuledger_test(NAME SOURCES a.cc ... [LIBRARIES ...] [LABELS cpu|gpu|stress ...] [PROPERTIES ...])
+# One GoogleTest program; each of its tests is a ctest test. A test that skips itself is reported skipped.
+function(gpuledger_test name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LIBRARIES;LABELS;PROPERTIES" ${ARGN})
+  if(NOT arg_LABELS)
+    set(arg_LABELS cpu)
+  endif()
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE gpuledger::gpuledger fmt::fmt-header-only GTest::gtest GTest::gmock GTest::gtest_main
+                        ${arg_LIBRARIES})
+  include(GoogleTest)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
+    PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]" ${arg_PROPERTIES})
+endfunction()
