@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Runs every benchmark beside its peer and writes bench/results/<date>-<machine>.md and .json. See README.md here.
+# shellcheck source=cmake/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+
+usage() { printf 'usage: bench/run.sh [--repetitions N] [--out DIR]\n'; }
+repetitions=5 out=$ROOT/bench/results
+while (($#)); do
+  case $1 in
+    --repetitions | --out) (($# > 1)) || { usage >&2; exit 2; } ;;&
+    --repetitions) repetitions=$2; shift 2 ;;
+    --out) out=$2; shift 2 ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+done
+
+setup_lock
+setup_debian build check
+setup_python
+setup_build release allocator_bench gpuledger_cli
+setup_unlock
+
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpuledger-bench.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+# Interleaved at random, so that a busy minute meets every program alike.
+say "Allocator and ledger, $repetitions repetitions"
+"$ROOT/build/release/bin/allocator_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
+  --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
+  --benchmark_out="$scratch/allocator.json" --benchmark_out_format=json </dev/null
+say "MiniLM load, $repetitions repetitions"
+"$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --gpuledger "$ROOT/build/release/bin/gpuledger" \
+  --repetitions "$repetitions" --out "$out" </dev/null
