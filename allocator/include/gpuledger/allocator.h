@@ -7,7 +7,7 @@
 //   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
 //
 // Owner, role and site are read from the calling thread (owner.h) before any lock is taken. On a miss the ladder is:
-// passed fences, growth, cached handles of any pool handed back, pending work waited for, and then an out-of-memory
+// passed fences, growth, donors (cached handles of any pool, moved), pending work waited for, and then an out-of-memory
 // report (kResourceExhausted) that names the top owners and what is cached.
 //
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
@@ -100,7 +100,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   // `size` bytes, usable by work of `stream` ordered after this call; 512 B aligned; content undefined. Zero bytes is the
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
   // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
-  // Synchronises the device: only on the last rung of the ladder.
+  // Synchronises the device: only on the rungs below growth (donors and pending work are waited for).
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite);
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
   [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite);
@@ -133,8 +133,13 @@ class GPULEDGER_EXPORT CachingAllocator {
   // The equations and the structure behind them, recomputed; kInternal names what does not hold.
   [[nodiscard]] absl::Status CheckInvariants() const;
 
+  // Held around fork() (pthread_atfork), so that a forked child finds allocator and ledger whole.
+  void LockForFork();
+  void UnlockAfterFork();
+
+  struct Impl;  // the library's own (allocator_impl.h)
+
  private:
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 

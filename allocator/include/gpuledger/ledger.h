@@ -66,9 +66,10 @@ class [[nodiscard]] GPULEDGER_EXPORT Charge {
   void MakePending();
   [[nodiscard]] LiveAllocation info() const;
 
+  struct Entry;  // the library's own (ledger_impl.h)
+
  private:
   friend class Ledger;
-  struct Entry;
   explicit Charge(Entry* entry) : entry_(entry) {}
   void Complete() noexcept;
   Entry* entry_;
@@ -81,7 +82,7 @@ struct Usage {
   Bytes pending;         // freed, stream work outstanding
   Bytes peak;            // largest in_use since the start or ResetPeak
   Bytes at_device_peak;  // in_use at the instant of the device's peak
-  Bytes charged_ever;    // sum of all charges so far
+  Bytes charged_ever;    // all that was ever charged or transferred to it
   uint64_t count = 0;    // charges in use
   uint64_t pending_count = 0;
 };
@@ -157,9 +158,10 @@ class GPULEDGER_EXPORT Ledger {
   void LockForFork();
   void UnlockAfterFork();
 
+  struct Impl;  // the library's own (ledger_impl.h)
+
  private:
   friend class Charge;
-  struct Impl;
   std::unique_ptr<Impl> impl_;
 };
 

@@ -1,0 +1,261 @@
+#include "gpuledger/allocator.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "allocator_impl.h"
+#include "text.h"
+
+namespace gpuledger {
+
+CachingAllocator::CachingAllocator(Upstream& upstream, AllocatorOptions options, RecordSink* sink)
+    : impl_(std::make_unique<Impl>(upstream, options, sink)) {}
+
+// ---- the hot path ----------------------------------------------------------------------------------------------------
+
+absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site) {
+  Impl& a = *impl_;
+  if (size.is_zero()) return DevicePtr::Null(stream.device());
+  if (size > Bytes(uint64_t{1} << 62) || stream.device() != a.upstream.device()) {
+    return absl::InvalidArgumentError(fmt::format("cannot allocate {} on a stream of device {}: this is the allocator of device {}, for up to 2^62 bytes",
+                                                  ToString(size), stream.device().value(), a.upstream.device().value()));
+  }
+  const SizeClass size_class = SizeClass::For(size);
+  const Payer payer = CurrentPayer();
+
+  MutexLock lock(a.mutex);
+  absl::StatusOr<Pool*> pool = a.PoolOf(stream);
+  if (!pool.ok()) return pool.status();
+  Block* block = (*pool)->Take(size_class);
+  if (block == nullptr) [[unlikely]] {
+    absl::StatusOr<Block*> slow = a.AllocateSlow(**pool, size_class, size, payer);
+    if (!slow.ok()) return slow.status();
+    block = *slow;
+  }
+  const DevicePtr address = (*pool)->address(*block);
+  block->state.emplace<InUse>(a.ledger.Debit({payer, size, size_class.charged(), stream, address, site}));
+  a.index.emplace(address.address(), block);
+  return address;
+}
+
+void CachingAllocator::Free(DevicePtr address) {
+  if (address.is_null()) return;
+  Impl& a = *impl_;
+  MutexLock lock(a.mutex);
+  Block* block = a.FindInUse(address, "Free");
+  if (block == nullptr) return;
+  auto& in_use = std::get<InUse>(block->state);
+  const LiveAllocation info = in_use.charge.info();
+  block->last_payer = info.payer;
+  block->last_site = info.site;
+  if (in_use.other_streams.empty()) {
+    a.Complete(block);
+    return;
+  }
+  in_use.charge.MakePending();
+  Pending pending(std::move(in_use.charge), std::move(in_use.other_streams));
+  block->state.emplace<Pending>(std::move(pending));
+  a.pending.push_back(block);
+  a.CompletePending();  // records the fences
+}
+
+absl::StatusOr<Buffer> CachingAllocator::Allocate(Bytes size, Stream stream, SiteId site) {
+  absl::StatusOr<DevicePtr> block = AllocateRaw(size, stream, site);
+  if (!block.ok()) return block.status();
+  return block->is_null() ? Buffer() : Buffer(this, *block, size);
+}
+
+// ---- buffers -----------------------------------------------------------------------------------------------------------
+
+Buffer::Buffer(Buffer&& other) noexcept : allocator_(other.allocator_), ptr_(other.ptr_), size_(other.size_) {
+  other.allocator_ = nullptr;
+}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  if (this != &other) {
+    Reset();
+    allocator_ = std::exchange(other.allocator_, nullptr);
+    ptr_ = other.ptr_;
+    size_ = other.size_;
+  }
+  return *this;
+}
+
+void Buffer::Reset() {
+  if (allocator_ != nullptr) std::exchange(allocator_, nullptr)->Free(ptr_);
+}
+
+// ---- blocks in use -------------------------------------------------------------------------------------------------------
+
+absl::Status CachingAllocator::RecordStream(DevicePtr address, Stream stream) {
+  Impl& a = *impl_;
+  if (stream.device() != a.upstream.device()) {
+    return absl::InvalidArgumentError(fmt::format("RecordStream: the stream is of device {}, the block of device {}",
+                                                  stream.device().value(), a.upstream.device().value()));
+  }
+  MutexLock lock(a.mutex);
+  const auto found = a.index.find(address.address());
+  InUse* in_use = found == a.index.end() ? nullptr : std::get_if<InUse>(&found->second->state);
+  if (in_use == nullptr) return absl::NotFoundError(fmt::format("RecordStream: no block in use starts at {:#x}", address.address()));
+  const bool known = stream == found->second->pool->stream() ||
+                     std::find(in_use->other_streams.begin(), in_use->other_streams.end(), stream) != in_use->other_streams.end();
+  if (!known) in_use->other_streams.push_back(stream);
+  return absl::OkStatus();
+}
+
+absl::Status CachingAllocator::Transfer(DevicePtr address, Payer to) {
+  Impl& a = *impl_;
+  MutexLock lock(a.mutex);
+  const auto found = a.index.find(address.address());
+  InUse* in_use = found == a.index.end() ? nullptr : std::get_if<InUse>(&found->second->state);
+  if (in_use == nullptr) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
+  a.ledger.Transfer(in_use->charge, to);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LiveAllocation> CachingAllocator::Find(DevicePtr address) const {
+  MutexLock lock(impl_->mutex);
+  const Block* block = impl_->BlockHolding(address);
+  if (block != nullptr) {
+    if (const auto* in_use = std::get_if<InUse>(&block->state)) return in_use->charge.info();
+    if (const auto* pending = std::get_if<Pending>(&block->state)) return pending->charge.info();
+  }
+  return absl::NotFoundError(fmt::format("no block in use or pending holds {:#x}", address.address()));
+}
+
+const Block* CachingAllocator::Impl::BlockHolding(DevicePtr address) const {
+  for (const Pool* pool : pool_order) {
+    const Range range = pool->range();
+    if (address.address() < range.base.address() || address.address() - range.base.address() >= range.size.count()) continue;
+    const Bytes offset = address - range.base;
+    for (const Block* b = pool->first(); b != nullptr; b = b->right) {
+      if (offset < b->end()) return b;
+    }
+  }
+  return nullptr;
+}
+
+Block* CachingAllocator::Impl::FindInUse(DevicePtr address, std::string_view call) {
+  const auto found = index.find(address.address());
+  if (found != index.end() && std::holds_alternative<InUse>(found->second->state)) return found->second;
+  ReportMisuse(address, call);
+  return nullptr;
+}
+
+void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view call) const {
+  const Block* block = BlockHolding(address);
+  std::string what;
+  if (block == nullptr) {
+    what = "this allocator never handed it out";
+  } else if (block->pool->address(*block) != address) {
+    what = fmt::format("it points {} into a block of {}", ToString(address - block->pool->address(*block)), ToString(block->size));
+  } else {
+    what = fmt::format("the block there is free already; its last owner was {} [{}]{}{}", OwnerName(block->last_payer.owner),
+                       RoleName(block->last_payer.role), block->last_site == kNoSite ? "" : ", allocated at ",
+                       SiteName(block->last_site));
+  }
+  const std::string message = fmt::format("{}({:#x}) on device {}: {}", call, address.address(), address.device().value(), what);
+  if (options.on_misuse == OnMisuse::kAbort) Die(message + " (GPULEDGER_ON_MISUSE=warn goes on)");
+  fmt::print(stderr, "gpuledger: warning: {}\n", message);
+}
+
+// ---- pending blocks ------------------------------------------------------------------------------------------------------
+
+void CachingAllocator::Impl::Complete(Block* block) {
+  index.erase(block->pool->address(*block).address());
+  block->pool->Put(block);  // the charge dies with the state: recorded before the block can be taken again
+}
+
+uint64_t CachingAllocator::Impl::CompletePending() {
+  uint64_t completed = 0;
+  std::erase_if(pending, [&](Block* block) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    auto& p = std::get<Pending>(block->state);
+    std::erase_if(p.unfenced, [&](Stream stream) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+      const absl::StatusOr<FenceId> fence = upstream.RecordFence(stream);
+      if (fence.ok()) p.fences.push_back(*fence);
+      return fence.ok();  // a stream without its fence keeps the block pending: tried again next time
+    });
+    std::erase_if(p.fences, [&](FenceId fence) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+      const absl::StatusOr<bool> passed = upstream.PollFence(fence);
+      const bool gone = passed.ok() && *passed;
+      if (gone) upstream.DropFence(fence);
+      return gone;
+    });
+    if (!p.unfenced.empty() || !p.fences.empty()) return false;
+    Complete(block);
+    ++completed;
+    return true;
+  });
+  return completed;
+}
+
+absl::Status CachingAllocator::Impl::WaitForPending() {
+  CompletePending();
+  for (Block* block : pending) {
+    const auto& p = std::get<Pending>(block->state);
+    for (const FenceId fence : p.fences) {
+      if (absl::Status s = upstream.WaitFence(fence); !s.ok()) return s;
+    }
+  }
+  CompletePending();
+  if (pending.empty()) return absl::OkStatus();
+  return absl::InternalError(fmt::format("{} block(s) stay pending: no fence could be recorded on a stream that uses them", pending.size()));
+}
+
+uint64_t CachingAllocator::CompletePending() {
+  MutexLock lock(impl_->mutex);
+  return impl_->CompletePending();
+}
+
+absl::Status CachingAllocator::Settle() {
+  MutexLock lock(impl_->mutex);
+  return impl_->WaitForPending();
+}
+
+// ---- what it says of itself ------------------------------------------------------------------------------------------------
+
+Bytes CachingAllocator::Impl::reserved() const {
+  Bytes sum;
+  for (const Pool* pool : pool_order) sum += granule * pool->mapped_granules();
+  return sum;
+}
+
+Totals CachingAllocator::Impl::totals() const {
+  Totals t;
+  const Usage usage = ledger.usage();
+  t.reserved = reserved();
+  t.in_use = usage.in_use;
+  t.pending = usage.pending;
+  t.cached = t.reserved - t.in_use - t.pending;
+  t.cap = options.cap;
+  t.peak_reserved = peak_reserved;
+  t.upstream_calls = upstream_calls;
+  return t;
+}
+
+Totals CachingAllocator::totals() const {
+  MutexLock lock(impl_->mutex);
+  return impl_->totals();
+}
+
+void CachingAllocator::set_cap(Bytes cap) {
+  MutexLock lock(impl_->mutex);
+  impl_->options.cap = cap;
+}
+
+Upstream& CachingAllocator::upstream() const { return impl_->upstream; }
+Ledger& CachingAllocator::ledger() { return impl_->ledger; }
+const Ledger& CachingAllocator::ledger() const { return impl_->ledger; }
+
+void CachingAllocator::LockForFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+  impl_->mutex.Lock();
+  impl_->ledger.LockForFork();
+}
+
+void CachingAllocator::UnlockAfterFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+  impl_->ledger.UnlockAfterFork();
+  impl_->mutex.Unlock();
+}
+
+}  // namespace gpuledger

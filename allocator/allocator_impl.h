@@ -1,0 +1,69 @@
+// allocator/allocator_impl.h - the data behind CachingAllocator, and the rungs of its ladder.
+//
+// One lock guards pools, blocks and the index; the ledger has its own, always taken inside. Invariants (invariants.cc):
+// every block of every pool is cached, in use, pending or unmapped; the index holds exactly the blocks in use and
+// pending, and their charges are exactly the ledger's live ones; reserved is the mapped granules.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include <absl/container/flat_hash_map.h>
+
+#include "gpuledger/allocator.h"
+#include "pool.h"
+#include "sync.h"
+
+namespace gpuledger {
+
+struct CachingAllocator::Impl {
+  Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink)
+      : upstream(its_upstream),
+        granule(its_upstream.granularity()),
+        ledger(its_upstream.device(), its_upstream, sink),
+        options(its_options) {}
+
+  // Which handles Grow may map: only new ones, or also cached ones of any pool, moved.
+  enum class Donors { kNo, kYes };
+
+  Upstream& upstream;
+  const Bytes granule;
+  Ledger ledger;
+
+  mutable Mutex mutex;
+  AllocatorOptions options GPULEDGER_GUARDED_BY(mutex);
+  BlockStore store GPULEDGER_GUARDED_BY(mutex);
+  absl::flat_hash_map<Stream, std::unique_ptr<Pool>> pools GPULEDGER_GUARDED_BY(mutex);
+  std::vector<Pool*> pool_order GPULEDGER_GUARDED_BY(mutex);  // as they were made: reports and donors do not depend on hashes
+  absl::flat_hash_map<uint64_t, Block*> index GPULEDGER_GUARDED_BY(mutex);  // in use and pending, by address
+  std::vector<Block*> pending GPULEDGER_GUARDED_BY(mutex);
+  Bytes peak_reserved GPULEDGER_GUARDED_BY(mutex);
+  uint64_t upstream_calls GPULEDGER_GUARDED_BY(mutex) = 0;
+
+  absl::StatusOr<Pool*> PoolOf(Stream stream) GPULEDGER_REQUIRES(mutex);
+  // The rest of Allocate after a miss: the ladder.
+  absl::StatusOr<Block*> AllocateSlow(Pool& pool, SizeClass size_class, Bytes requested, Payer payer)
+      GPULEDGER_REQUIRES(mutex);
+  absl::StatusOr<Block*> Grow(Pool& pool, Bytes size, Donors donors) GPULEDGER_REQUIRES(mutex);
+  // Takes `count` handles from cached granules, those of `pool` first, none inside [keep, keep_end) of it.
+  absl::StatusOr<std::vector<HandleId>> TakeDonors(Pool& pool, uint64_t count, Bytes keep, Bytes keep_end)
+      GPULEDGER_REQUIRES(mutex);
+  absl::Status WaitForStream(Stream stream) GPULEDGER_REQUIRES(mutex);
+  absl::StatusOr<HandleId> UnmapGranule(Pool& pool, uint64_t g) GPULEDGER_REQUIRES(mutex);
+  void Release(HandleId handle) GPULEDGER_REQUIRES(mutex);
+  uint64_t CompletePending() GPULEDGER_REQUIRES(mutex);
+  absl::Status WaitForPending() GPULEDGER_REQUIRES(mutex);
+  void Complete(Block* block) GPULEDGER_REQUIRES(mutex);
+
+  [[nodiscard]] Bytes reserved() const GPULEDGER_REQUIRES(mutex);
+  [[nodiscard]] Totals totals() const GPULEDGER_REQUIRES(mutex);
+  // The block in use at `address`; null after reporting misuse.
+  Block* FindInUse(DevicePtr address, std::string_view call) GPULEDGER_REQUIRES(mutex);
+  void ReportMisuse(DevicePtr address, std::string_view call) const GPULEDGER_REQUIRES(mutex);
+  [[nodiscard]] const Block* BlockHolding(DevicePtr address) const GPULEDGER_REQUIRES(mutex);
+  [[nodiscard]] std::string OutOfMemoryReport(const Pool& pool, Bytes requested, Payer payer, std::string_view why) const
+      GPULEDGER_REQUIRES(mutex);
+  [[nodiscard]] absl::Status Check() const GPULEDGER_REQUIRES(mutex);
+};
+
+}  // namespace gpuledger

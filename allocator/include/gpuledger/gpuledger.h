@@ -1,0 +1,92 @@
+/* gpuledger/gpuledger.h - the C ABI of the core: an allocator, its ledger, owner scopes.
+ *
+ * Every function but the readers of text returns a gpuledger_status; on any but GPULEDGER_OK, gpuledger_last_error() of
+ * the same thread says what happened, in a sentence. Nothing throws. Thread-safe, but for destroying an allocator that
+ * others still use. Sizes are bytes. A NULL out-parameter or handle is GPULEDGER_INVALID_ARGUMENT, unless NULL is given
+ * a meaning below. No call but gpuledger_settle, gpuledger_release_cached and a gpuledger_allocate that runs out of
+ * memory synchronises the device. */
+#ifndef GPULEDGER_GPULEDGER_H_
+#define GPULEDGER_GPULEDGER_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(__GNUC__)
+#define GPULEDGER_C_EXPORT __attribute__((visibility("default")))
+#else
+#define GPULEDGER_C_EXPORT
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#define GPULEDGER_NOEXCEPT noexcept
+#else
+#define GPULEDGER_NOEXCEPT
+#endif
+
+typedef enum gpuledger_status {
+  GPULEDGER_OK = 0,
+  GPULEDGER_INVALID_ARGUMENT = 1,
+  GPULEDGER_OUT_OF_MEMORY = 2,       /* the message is the out-of-memory report */
+  GPULEDGER_NOT_FOUND = 3,
+  GPULEDGER_FAILED_PRECONDITION = 4, /* also: a verdict that is undecided */
+  GPULEDGER_INTERNAL = 5
+} gpuledger_status;
+
+/* Roles in the order of gpuledger_role_name(0), (1), ...; -1 where "all roles" is allowed. */
+typedef int gpuledger_role;
+
+typedef struct gpuledger_allocator gpuledger_allocator;
+
+typedef struct gpuledger_usage {
+  uint64_t in_use, requested, pending, peak, at_device_peak, count, pending_count;
+} gpuledger_usage;
+
+typedef struct gpuledger_totals {
+  uint64_t reserved, in_use, pending, cached, cap, peak_reserved;
+} gpuledger_totals;
+
+/* The message of the last call of this thread that failed; "" if none did. Valid until the thread's next call. */
+GPULEDGER_C_EXPORT const char* gpuledger_last_error(void) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT const char* gpuledger_version(void) GPULEDGER_NOEXCEPT;
+/* "source", "staging", ...; NULL past the last. */
+GPULEDGER_C_EXPORT const char* gpuledger_role_name(gpuledger_role role) GPULEDGER_NOEXCEPT;
+
+/* An allocator with a ledger of its own. `upstream`: "host-anonymous", "host-memfd" or "fake". `cap`: reserved never
+ * exceeds it; 0 takes GPULEDGER_CAP, or none. GPULEDGER_ variables are read; a wrong one is an error. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_create(const char* upstream, uint64_t cap, gpuledger_allocator** allocator) GPULEDGER_NOEXCEPT;
+/* GPULEDGER_FAILED_PRECONDITION, and nothing destroyed, while blocks are in use. NULL is fine. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_destroy(gpuledger_allocator* allocator) GPULEDGER_NOEXCEPT;
+
+/* `stream`: a CUstream, NULL the default stream. Zero bytes give address 0, which gpuledger_free takes. The payer is
+ * this thread's innermost owner scope. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_allocate(gpuledger_allocator* allocator, uint64_t size, void* stream, uint64_t* address) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_free(gpuledger_allocator* allocator, uint64_t address) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_record_stream(gpuledger_allocator* allocator, uint64_t address, void* stream) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_transfer(gpuledger_allocator* allocator, uint64_t address, const char* owner, gpuledger_role role) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle(gpuledger_allocator* allocator) GPULEDGER_NOEXCEPT;
+/* `released` may be NULL. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_release_cached(gpuledger_allocator* allocator, uint64_t* released) GPULEDGER_NOEXCEPT;
+
+/* Owner scopes of the calling thread; they nest, and end in reverse order. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_push_owner(const char* path, gpuledger_role role) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_pop_owner(void) GPULEDGER_NOEXCEPT;
+
+/* `owner` NULL: all owners. `role` -1: all roles. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_get_usage(const gpuledger_allocator* allocator, const char* owner, gpuledger_role role, gpuledger_usage* usage) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_get_totals(const gpuledger_allocator* allocator, gpuledger_totals* totals) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_open_lineage(gpuledger_allocator* allocator, const char* weight) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_close_lineage(gpuledger_allocator* allocator, const char* weight) GPULEDGER_NOEXCEPT;
+/* Bytes and number of allocations of roles source and staging that outlived the weight's lineage;
+ * GPULEDGER_FAILED_PRECONDITION, undecided, unless it is closed. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_residual(const gpuledger_allocator* allocator, const char* weight, uint64_t* bytes, uint64_t* allocations) GPULEDGER_NOEXCEPT;
+/* The statistics page, 0-terminated and cut to `size`; `needed` (may be NULL) is its length with the 0. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_report(const gpuledger_allocator* allocator, char* buffer, size_t size, size_t* needed) GPULEDGER_NOEXCEPT;
+/* The equations, recomputed; GPULEDGER_INTERNAL names the one that does not hold. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_check(const gpuledger_allocator* allocator) GPULEDGER_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  /* GPULEDGER_GPULEDGER_H_ */
