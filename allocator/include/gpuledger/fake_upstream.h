@@ -41,7 +41,7 @@ struct GPULEDGER_EXPORT FakeCosts {
 struct FakeOptions {
   Bytes total = Bytes(uint64_t{16} << 30);
   Bytes granularity = Bytes(uint64_t{2} << 20);
-  FakeCosts costs;
+  FakeCosts costs = {};
   bool aliasing = true;      // as on a GPU
   bool hold_fences = false;  // see HoldFences
   DeviceId device{0};
@@ -77,8 +77,8 @@ class GPULEDGER_EXPORT FakeUpstream final : public Upstream {
   void FailNext(UpstreamCall call, absl::Status status, uint64_t nth = 1);
   void ClearFaults();
 
-  // Fences recorded while held pass only when told, or when waited for. A fence never passes before what is ahead of it:
-  // the fences recorded earlier on its stream, and those that MakeStreamWait put there; they pass with it.
+  // Fences recorded while held pass only when told, or when waited for. A fence never passes before what is ahead of
+  // it: the fences recorded earlier on its stream, and those that MakeStreamWait put there; they pass with it.
   // HoldFences(false) passes them all.
   void HoldFences(bool hold);
   void PassFence(FenceId fence);  // fatal if it is not live

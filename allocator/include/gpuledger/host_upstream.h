@@ -5,8 +5,8 @@
 // HostMemfdUpstream maps parts of one memory file: a handle can be mapped at two addresses, as on a GPU, and forked
 // children share it; it is for tests. In both, ranges are PROT_NONE reservations aligned to 2 MiB, and a page costs
 // memory once it is touched (in a memory file also by reading it).
-// Work on the host is done when it returns, so a recorded fence has always passed. Thread-safe. Do not fork while another
-// thread is inside a call: the child would find the mutex locked.
+// Work on the host is done when it returns, so a recorded fence has always passed. Thread-safe. Do not fork while
+// another thread is inside a call: the child would find the mutex locked.
 #pragma once
 
 #include <memory>

@@ -1,0 +1,337 @@
+#include "gpuledger/fake_upstream.h"
+
+#include <array>
+#include <deque>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include "sync.h"
+#include "upstream_books.h"
+
+namespace gpuledger {
+namespace {
+
+// Addresses run from here to the end, once; the gap between two ranges shows who runs over the end of one.
+constexpr uint64_t kFirstAddress = uint64_t{1} << 40;
+constexpr uint64_t kLastAddress = uint64_t{1} << 62;
+
+struct HeldFence {
+  FenceId fence;
+  Stream stream;
+};
+
+// The work queued on one stream, as far as fences tell.
+struct Queue {
+  struct Entry {
+    FenceId fence;
+    std::vector<HeldFence> after;  // fences of other streams that this stream waits for before this point
+  };
+  std::deque<Entry> held;        // oldest first; what is not here has passed
+  std::vector<HeldFence> after;  // waits since the last entry: they go to the next one
+};
+
+}  // namespace
+
+uint64_t FakeCosts::of(UpstreamCall call) const {
+  switch (call) {
+    case UpstreamCall::kReserve: return reserve;
+    case UpstreamCall::kUnreserve: return unreserve;
+    case UpstreamCall::kCreate: return create;
+    case UpstreamCall::kRelease: return release;
+    case UpstreamCall::kMap: return map;
+    case UpstreamCall::kUnmap: return unmap;
+    case UpstreamCall::kRecordFence: return record_fence;
+    case UpstreamCall::kPollFence: return poll_fence;
+    case UpstreamCall::kWaitFence: return wait_fence;
+    case UpstreamCall::kStreamWait: return stream_wait;
+  }
+  Die("FakeCosts: no such call");
+}
+
+struct FakeUpstream::State {
+  explicit State(const FakeOptions& o)
+      : options(o), books(o.device, o.total, o.granularity, o.aliasing), hold(o.hold_fences) {}
+
+  // Every call begins here: it is counted and takes its time, misused or not, and then fails if a fault is due.
+  absl::Status Begin(UpstreamCall call, absl::Status misuse) GPULEDGER_REQUIRES(mutex);
+  [[nodiscard]] bool Passed(HeldFence fence) GPULEDGER_REQUIRES(mutex);
+  void Pass(HeldFence fence) GPULEDGER_REQUIRES(mutex);
+  void PassAll() GPULEDGER_REQUIRES(mutex);
+
+  struct Fault {
+    uint64_t call;  // fails when the count of its kind reaches this
+    absl::Status status;
+  };
+
+  mutable Mutex mutex;
+  const FakeOptions options;
+  UpstreamBooks books GPULEDGER_GUARDED_BY(mutex);
+  bool hold GPULEDGER_GUARDED_BY(mutex);
+  uint64_t now GPULEDGER_GUARDED_BY(mutex) = 0;
+  uint64_t driver GPULEDGER_GUARDED_BY(mutex) = 0;
+  uint64_t next_address GPULEDGER_GUARDED_BY(mutex) = kFirstAddress;
+  std::array<uint64_t, kUpstreamCallCount> calls GPULEDGER_GUARDED_BY(mutex) = {};
+  std::array<std::vector<Fault>, kUpstreamCallCount> faults GPULEDGER_GUARDED_BY(mutex);
+  absl::flat_hash_map<Stream, Queue> queues GPULEDGER_GUARDED_BY(mutex);
+};
+
+absl::Status FakeUpstream::State::Begin(UpstreamCall call, absl::Status misuse) {
+  const uint64_t cost = options.costs.of(call);
+  now += cost;
+  driver += cost;
+  const uint64_t count = ++calls[static_cast<size_t>(call)];
+  std::vector<Fault>& due = faults[static_cast<size_t>(call)];
+  absl::Status status;
+  for (auto fault = due.begin(); fault != due.end();) {
+    if (fault->call != count) {
+      ++fault;
+      continue;
+    }
+    status = std::move(fault->status);
+    fault = due.erase(fault);
+  }
+  return misuse.ok() ? status : misuse;
+}
+
+bool FakeUpstream::State::Passed(HeldFence fence) {
+  const auto queue = queues.find(fence.stream);
+  // Ids grow, and a queue is in the order of recording: what lies before its oldest entry has passed.
+  return queue == queues.end() || queue->second.held.empty() || fence.fence < queue->second.held.front().fence;
+}
+
+void FakeUpstream::State::Pass(HeldFence last) {
+  std::vector<HeldFence> todo{last};
+  while (!todo.empty()) {
+    const HeldFence fence = todo.back();
+    todo.pop_back();
+    const auto queue = queues.find(fence.stream);
+    if (queue == queues.end()) continue;
+    std::deque<Queue::Entry>& held = queue->second.held;
+    for (; !held.empty() && held.front().fence <= fence.fence; held.pop_front()) {
+      todo.insert(todo.end(), held.front().after.begin(), held.front().after.end());
+    }
+  }
+}
+
+void FakeUpstream::State::PassAll() { queues.clear(); }
+
+FakeUpstream::FakeUpstream(const FakeOptions& options) : state_(std::make_unique<State>(options)) {
+  if (options.granularity.is_zero()) Die("FakeUpstream: the granularity is zero");
+}
+FakeUpstream::~FakeUpstream() = default;
+
+TimePoint FakeUpstream::now() const {
+  MutexLock lock(state_->mutex);
+  return TimePoint(state_->now);
+}
+
+DeviceId FakeUpstream::device() const { return state_->options.device; }
+Bytes FakeUpstream::granularity() const { return state_->options.granularity; }
+Capabilities FakeUpstream::capabilities() const {
+  return {.aliasing = state_->options.aliasing, .host_accessible = false};
+}
+
+MemoryInfo FakeUpstream::memory_info() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.memory_info();
+}
+
+absl::StatusOr<Range> FakeUpstream::Reserve(Bytes size) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kReserve, s.books.CheckReserve(size));
+  if (!status.ok()) return status;
+  const uint64_t unit = s.options.granularity.count();
+  const uint64_t base = (s.next_address + unit - 1) / unit * unit;
+  if (base > kLastAddress || size.count() > kLastAddress - base) {
+    return absl::ResourceExhaustedError(fmt::format("Reserve: no addresses for {}", ToString(size)));
+  }
+  s.next_address = base + size.count() + unit;
+  const Range range{DevicePtr(s.options.device, base), size};
+  s.books.AddRange(range);
+  return range;
+}
+
+absl::Status FakeUpstream::Unreserve(Range range) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kUnreserve, s.books.CheckUnreserve(range));
+  if (status.ok()) s.books.RemoveRange(range);
+  return status;
+}
+
+absl::StatusOr<HandleId> FakeUpstream::CreateHandle(Bytes size) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kCreate, s.books.CheckCreate(size));
+  if (!status.ok()) return status;
+  return s.books.AddHandle(size, 0);
+}
+
+absl::Status FakeUpstream::ReleaseHandle(HandleId handle) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kRelease, s.books.CheckRelease(handle));
+  if (status.ok()) s.books.RemoveHandle(handle);
+  return status;
+}
+
+absl::Status FakeUpstream::Map(DevicePtr address, HandleId handle) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kMap, s.books.CheckMap(address, handle));
+  if (status.ok()) s.books.AddMapping(address, handle);
+  return status;
+}
+
+absl::Status FakeUpstream::Unmap(DevicePtr address, HandleId handle) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kUnmap, s.books.CheckUnmap(address, handle));
+  if (status.ok()) s.books.RemoveMapping(address, handle);
+  return status;
+}
+
+absl::StatusOr<FenceId> FakeUpstream::RecordFence(Stream stream) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kRecordFence, s.books.CheckStream(stream));
+  if (!status.ok()) return status;
+  const FenceId fence = s.books.AddFence(stream);
+  // With nothing held there is no queue: a fence then passes at once.
+  if (s.hold) {
+    Queue& queue = s.queues[stream];
+    queue.held.push_back({fence, std::exchange(queue.after, {})});
+  }
+  return fence;
+}
+
+absl::StatusOr<bool> FakeUpstream::PollFence(FenceId fence) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  const absl::StatusOr<Stream> stream = s.books.FenceStream(fence);
+  absl::Status status = s.Begin(UpstreamCall::kPollFence, stream.status());
+  if (!status.ok()) return status;
+  return s.Passed({fence, *stream});
+}
+
+absl::Status FakeUpstream::WaitFence(FenceId fence) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  const absl::StatusOr<Stream> stream = s.books.FenceStream(fence);
+  absl::Status status = s.Begin(UpstreamCall::kWaitFence, stream.status());
+  if (status.ok()) s.Pass({fence, *stream});
+  return status;
+}
+
+absl::Status FakeUpstream::MakeStreamWait(Stream stream, FenceId fence) {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  const absl::StatusOr<Stream> recorded_on = s.books.FenceStream(fence);
+  absl::Status misuse = recorded_on.ok() ? s.books.CheckStream(stream) : recorded_on.status();
+  absl::Status status = s.Begin(UpstreamCall::kStreamWait, std::move(misuse));
+  if (!status.ok()) return status;
+  const HeldFence held{fence, *recorded_on};
+  if (!s.Passed(held)) s.queues[stream].after.push_back(held);
+  return absl::OkStatus();
+}
+
+void FakeUpstream::DropFence(FenceId fence) {
+  MutexLock lock(state_->mutex);
+  state_->books.RemoveFence(fence);  // a held one stays in its queue: the work it stands for is still to be done
+}
+
+void FakeUpstream::Advance(uint64_t nanoseconds) {
+  MutexLock lock(state_->mutex);
+  state_->now += nanoseconds;
+}
+
+void FakeUpstream::FailNext(UpstreamCall call, absl::Status status, uint64_t nth) {
+  if (status.ok() || nth == 0) Die("FakeUpstream::FailNext: a fault has an error, and the next call is number 1");
+  MutexLock lock(state_->mutex);
+  const uint64_t count = state_->calls[static_cast<size_t>(call)] + nth;
+  state_->faults[static_cast<size_t>(call)].push_back({count, std::move(status)});
+}
+
+void FakeUpstream::ClearFaults() {
+  MutexLock lock(state_->mutex);
+  for (auto& faults : state_->faults) faults.clear();
+}
+
+void FakeUpstream::HoldFences(bool hold) {
+  MutexLock lock(state_->mutex);
+  state_->hold = hold;
+  if (!hold) state_->PassAll();
+}
+
+void FakeUpstream::PassFence(FenceId fence) {
+  MutexLock lock(state_->mutex);
+  const absl::StatusOr<Stream> stream = state_->books.FenceStream(fence);
+  if (!stream.ok()) Die("FakeUpstream::PassFence: " + std::string(stream.status().message()));
+  state_->Pass({fence, *stream});
+}
+
+void FakeUpstream::PassFences(Stream stream) {
+  MutexLock lock(state_->mutex);
+  const auto queue = state_->queues.find(stream);
+  if (queue == state_->queues.end() || queue->second.held.empty()) return;
+  state_->Pass({queue->second.held.back().fence, stream});
+}
+
+void FakeUpstream::PassAllFences() {
+  MutexLock lock(state_->mutex);
+  state_->PassAll();
+}
+
+uint64_t FakeUpstream::calls(UpstreamCall call) const {
+  MutexLock lock(state_->mutex);
+  return state_->calls[static_cast<size_t>(call)];
+}
+
+uint64_t FakeUpstream::driver_nanoseconds() const {
+  MutexLock lock(state_->mutex);
+  return state_->driver;
+}
+
+std::vector<FakeUpstream::Mapping> FakeUpstream::mappings() const {
+  MutexLock lock(state_->mutex);
+  std::vector<Mapping> all;
+  for (const auto& [address, mapping] : state_->books.mappings()) {
+    all.push_back({DevicePtr(state_->options.device, address), mapping.handle, mapping.size});
+  }
+  return all;
+}
+
+size_t FakeUpstream::live_ranges() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.ranges().size();
+}
+
+size_t FakeUpstream::live_handles() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.handles().size();
+}
+
+size_t FakeUpstream::live_mappings() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.mappings().size();
+}
+
+size_t FakeUpstream::live_fences() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.fence_count();
+}
+
+Bytes FakeUpstream::bytes_created() const {
+  MutexLock lock(state_->mutex);
+  return state_->books.created();
+}
+
+Bytes FakeUpstream::bytes_mapped() const {
+  Bytes sum;
+  for (const Mapping& mapping : mappings()) sum += mapping.size;
+  return sum;
+}
+
+}  // namespace gpuledger

@@ -1,0 +1,88 @@
+// upstream_books.h - what an upstream has given out: its ranges, handles, mappings and fences, and who misuses them.
+//
+// Upstreams differ in how they get memory, not in what is a mistake: every rule of upstream.h that can be checked
+// without a device is checked here, once. Each Check says why a call may not be made; each Add or Remove books a call
+// that has succeeded. So an upstream checks, acts, and books only what came off: a failed call changes nothing.
+// Not thread-safe: the upstream's mutex guards it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string_view>
+
+#include <absl/container/flat_hash_map.h>
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "gpuledger/types.h"
+#include "gpuledger/upstream.h"
+
+namespace gpuledger {
+
+class UpstreamBooks {
+ public:
+  struct Handle {
+    Bytes size;
+    uint64_t place = 0;     // the upstream's own note of where the memory is; not read here
+    uint32_t mappings = 0;  // at how many addresses it is mapped
+  };
+  struct Mapping {
+    HandleId handle;
+    Bytes size;
+  };
+
+  UpstreamBooks(DeviceId device, Bytes total, Bytes granularity, bool aliasing)
+      : device_(device), total_(total), granularity_(granularity), aliasing_(aliasing) {}
+
+  absl::Status CheckReserve(Bytes size) const { return CheckSize("Reserve", size); }
+  void AddRange(Range range) { ranges_.emplace(range.base.address(), range.size); }
+  absl::Status CheckUnreserve(Range range) const;
+  void RemoveRange(Range range) { ranges_.erase(range.base.address()); }
+
+  absl::Status CheckCreate(Bytes size) const;
+  HandleId AddHandle(Bytes size, uint64_t place);
+  absl::Status CheckRelease(HandleId handle) const;
+  void RemoveHandle(HandleId handle);
+
+  absl::Status CheckMap(DevicePtr address, HandleId handle) const;
+  void AddMapping(DevicePtr address, HandleId handle);
+  absl::Status CheckUnmap(DevicePtr address, HandleId handle) const;
+  void RemoveMapping(DevicePtr address, HandleId handle);
+
+  absl::Status CheckStream(Stream stream) const;
+  FenceId AddFence(Stream stream);
+  // The stream that `fence` was recorded on; kFailedPrecondition if it is not live.
+  absl::StatusOr<Stream> FenceStream(FenceId fence) const;
+  void RemoveFence(FenceId fence);  // fatal if it is not live: DropFence cannot return an error
+
+  // Requires: a live handle, as a Check has found.
+  Handle& handle(HandleId handle) { return handles_.find(handle)->second; }
+
+  [[nodiscard]] DeviceId device() const { return device_; }
+  [[nodiscard]] Bytes granularity() const { return granularity_; }
+  [[nodiscard]] MemoryInfo memory_info() const { return {total_ - created_, total_}; }
+  [[nodiscard]] Bytes created() const { return created_; }
+  [[nodiscard]] const std::map<uint64_t, Bytes>& ranges() const { return ranges_; }
+  [[nodiscard]] const std::map<uint64_t, Mapping>& mappings() const { return mappings_; }
+  [[nodiscard]] const absl::flat_hash_map<HandleId, Handle>& handles() const { return handles_; }
+  [[nodiscard]] size_t fence_count() const { return fences_.size(); }
+
+ private:
+  absl::Status CheckSize(std::string_view call, Bytes size) const;
+  // The first mapping that touches [address, address + size), or null.
+  [[nodiscard]] const std::pair<const uint64_t, Mapping>* MappingIn(uint64_t address, Bytes size) const;
+
+  const DeviceId device_;
+  const Bytes total_;
+  const Bytes granularity_;
+  const bool aliasing_;
+  std::map<uint64_t, Bytes> ranges_;      // by base; ordered, since overlap is asked for
+  std::map<uint64_t, Mapping> mappings_;  // by address
+  absl::flat_hash_map<HandleId, Handle> handles_;
+  absl::flat_hash_map<FenceId, Stream> fences_;
+  Bytes created_;
+  uint64_t last_handle_ = 0;
+  uint64_t last_fence_ = 0;
+};
+
+}  // namespace gpuledger
