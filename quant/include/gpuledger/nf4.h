@@ -3,8 +3,10 @@
 // A weight is flattened row-major and cut into blocks of kNf4BlockSize elements (blocks cross rows). Each block stores
 // its largest magnitude, absmax, as float32; each element becomes the index of the nearest of 16 table values after
 // division by absmax. Elements 2i and 2i+1 share a byte, 2i in the high nibble. Dialect `cpu`: that of bitsandbytes
-// 0.50.2's CPU backend (exact reciprocal and clamp; a partial last block divides; an all-zero block has absmax 1e-38
-// and codes 7). Source of table and format: bitsandbytes' documentation and wheel; the test beside the wheel decides.
+// 0.50.2's CPU backend. Its full blocks multiply by 1/max(absmax, 1e-38), a partial last block divides by
+// max(absmax, 1e-38) and stores that; a tie goes to the smaller code; an all-zero block has codes 7. A NaN gives its
+// whole block code 15; an infinity has code 15, whatever its sign, and the rest of its block 7.
+// Source of table and format: bitsandbytes' documentation and wheel; the test beside the wheel decides.
 //
 // Pure functions on host memory: thread-safe, no allocation, no device call.
 #pragma once

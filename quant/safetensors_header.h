@@ -1,0 +1,36 @@
+// safetensors_header.h - the JSON part of a safetensors file, parsed without ever building a tree of it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <absl/status/statusor.h>
+
+#include "gpuledger/safetensors.h"
+
+namespace gpuledger {
+
+inline constexpr uint64_t kSafetensorsLengthBytes = 8;           // in front of the header
+inline constexpr uint64_t kSafetensorsMostHeader = 100'000'000;  // the format's own limit
+inline constexpr std::string_view kSafetensorsMetadataKey = "__metadata__";
+
+struct SafetensorsHeader {
+  std::vector<TensorInfo> tensors;  // in the header's order; `begin` is a file offset
+  std::vector<std::pair<std::string, std::string>> metadata;
+};
+
+// False, and `dtype` untouched, if no dtype has that name.
+bool ParseDtype(std::string_view name, Dtype* dtype);
+
+// The product of `shape` and its size in bytes; false if either needs more than 64 bits.
+bool CountElements(const std::vector<uint64_t>& shape, Dtype dtype, uint64_t* elements, Bytes* size);
+
+// Checks each entry alone (also that it lies within `data_size` bytes of data), not how entries lie beside each other.
+// Errors name `path`, the tensor and the byte of the file up to which the header had been read.
+absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& path, std::string_view json,
+                                                         uint64_t data_size);
+
+}  // namespace gpuledger
