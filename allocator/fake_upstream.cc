@@ -1,11 +1,12 @@
 #include "gpuledger/fake_upstream.h"
 
 #include <array>
-#include <deque>
+#include <string>
 #include <utility>
 
 #include <fmt/format.h>
 
+#include "held_fences.h"
 #include "sync.h"
 #include "upstream_books.h"
 
@@ -15,21 +16,6 @@ namespace {
 // Addresses run from here to the end, once; the gap between two ranges shows who runs over the end of one.
 constexpr uint64_t kFirstAddress = uint64_t{1} << 40;
 constexpr uint64_t kLastAddress = uint64_t{1} << 62;
-
-struct HeldFence {
-  FenceId fence;
-  Stream stream;
-};
-
-// The work queued on one stream, as far as fences tell.
-struct Queue {
-  struct Entry {
-    FenceId fence;
-    std::vector<HeldFence> after;  // fences of other streams that this stream waits for before this point
-  };
-  std::deque<Entry> held;        // oldest first; what is not here has passed
-  std::vector<HeldFence> after;  // waits since the last entry: they go to the next one
-};
 
 }  // namespace
 
@@ -55,9 +41,6 @@ struct FakeUpstream::State {
 
   // Every call begins here: it is counted and takes its time, misused or not, and then fails if a fault is due.
   absl::Status Begin(UpstreamCall call, absl::Status misuse) GPULEDGER_REQUIRES(mutex);
-  [[nodiscard]] bool Passed(HeldFence fence) GPULEDGER_REQUIRES(mutex);
-  void Pass(HeldFence fence) GPULEDGER_REQUIRES(mutex);
-  void PassAll() GPULEDGER_REQUIRES(mutex);
 
   struct Fault {
     uint64_t call;  // fails when the count of its kind reaches this
@@ -73,7 +56,7 @@ struct FakeUpstream::State {
   uint64_t next_address GPULEDGER_GUARDED_BY(mutex) = kFirstAddress;
   std::array<uint64_t, kUpstreamCallCount> calls GPULEDGER_GUARDED_BY(mutex) = {};
   std::array<std::vector<Fault>, kUpstreamCallCount> faults GPULEDGER_GUARDED_BY(mutex);
-  absl::flat_hash_map<Stream, Queue> queues GPULEDGER_GUARDED_BY(mutex);
+  HeldFences held GPULEDGER_GUARDED_BY(mutex);
 };
 
 absl::Status FakeUpstream::State::Begin(UpstreamCall call, absl::Status misuse) {
@@ -93,28 +76,6 @@ absl::Status FakeUpstream::State::Begin(UpstreamCall call, absl::Status misuse) 
   }
   return misuse.ok() ? status : misuse;
 }
-
-bool FakeUpstream::State::Passed(HeldFence fence) {
-  const auto queue = queues.find(fence.stream);
-  // Ids grow, and a queue is in the order of recording: what lies before its oldest entry has passed.
-  return queue == queues.end() || queue->second.held.empty() || fence.fence < queue->second.held.front().fence;
-}
-
-void FakeUpstream::State::Pass(HeldFence last) {
-  std::vector<HeldFence> todo{last};
-  while (!todo.empty()) {
-    const HeldFence fence = todo.back();
-    todo.pop_back();
-    const auto queue = queues.find(fence.stream);
-    if (queue == queues.end()) continue;
-    std::deque<Queue::Entry>& held = queue->second.held;
-    for (; !held.empty() && held.front().fence <= fence.fence; held.pop_front()) {
-      todo.insert(todo.end(), held.front().after.begin(), held.front().after.end());
-    }
-  }
-}
-
-void FakeUpstream::State::PassAll() { queues.clear(); }
 
 FakeUpstream::FakeUpstream(const FakeOptions& options) : state_(std::make_unique<State>(options)) {
   if (options.granularity.is_zero()) Die("FakeUpstream: the granularity is zero");
@@ -199,11 +160,7 @@ absl::StatusOr<FenceId> FakeUpstream::RecordFence(Stream stream) {
   absl::Status status = s.Begin(UpstreamCall::kRecordFence, s.books.CheckStream(stream));
   if (!status.ok()) return status;
   const FenceId fence = s.books.AddFence(stream);
-  // With nothing held there is no queue: a fence then passes at once.
-  if (s.hold) {
-    Queue& queue = s.queues[stream];
-    queue.held.push_back({fence, std::exchange(queue.after, {})});
-  }
+  if (s.hold) s.held.Add({fence, stream});
   return fence;
 }
 
@@ -213,7 +170,7 @@ absl::StatusOr<bool> FakeUpstream::PollFence(FenceId fence) {
   const absl::StatusOr<Stream> stream = s.books.FenceStream(fence);
   absl::Status status = s.Begin(UpstreamCall::kPollFence, stream.status());
   if (!status.ok()) return status;
-  return s.Passed({fence, *stream});
+  return s.held.Passed({fence, *stream});
 }
 
 absl::Status FakeUpstream::WaitFence(FenceId fence) {
@@ -221,7 +178,7 @@ absl::Status FakeUpstream::WaitFence(FenceId fence) {
   MutexLock lock(s.mutex);
   const absl::StatusOr<Stream> stream = s.books.FenceStream(fence);
   absl::Status status = s.Begin(UpstreamCall::kWaitFence, stream.status());
-  if (status.ok()) s.Pass({fence, *stream});
+  if (status.ok()) s.held.Pass({fence, *stream});
   return status;
 }
 
@@ -231,15 +188,13 @@ absl::Status FakeUpstream::MakeStreamWait(Stream stream, FenceId fence) {
   const absl::StatusOr<Stream> recorded_on = s.books.FenceStream(fence);
   absl::Status misuse = recorded_on.ok() ? s.books.CheckStream(stream) : recorded_on.status();
   absl::Status status = s.Begin(UpstreamCall::kStreamWait, std::move(misuse));
-  if (!status.ok()) return status;
-  const HeldFence held{fence, *recorded_on};
-  if (!s.Passed(held)) s.queues[stream].after.push_back(held);
-  return absl::OkStatus();
+  if (status.ok()) s.held.MakeWait(stream, {fence, *recorded_on});
+  return status;
 }
 
 void FakeUpstream::DropFence(FenceId fence) {
   MutexLock lock(state_->mutex);
-  state_->books.RemoveFence(fence);  // a held one stays in its queue: the work it stands for is still to be done
+  state_->books.RemoveFence(fence);  // a held one stays held: the work it stands for is still to be done
 }
 
 void FakeUpstream::Advance(uint64_t nanoseconds) {
@@ -262,26 +217,24 @@ void FakeUpstream::ClearFaults() {
 void FakeUpstream::HoldFences(bool hold) {
   MutexLock lock(state_->mutex);
   state_->hold = hold;
-  if (!hold) state_->PassAll();
+  if (!hold) state_->held.PassAll();  // with nothing held, fences pass at once
 }
 
 void FakeUpstream::PassFence(FenceId fence) {
   MutexLock lock(state_->mutex);
   const absl::StatusOr<Stream> stream = state_->books.FenceStream(fence);
   if (!stream.ok()) Die("FakeUpstream::PassFence: " + std::string(stream.status().message()));
-  state_->Pass({fence, *stream});
+  state_->held.Pass({fence, *stream});
 }
 
 void FakeUpstream::PassFences(Stream stream) {
   MutexLock lock(state_->mutex);
-  const auto queue = state_->queues.find(stream);
-  if (queue == state_->queues.end() || queue->second.held.empty()) return;
-  state_->Pass({queue->second.held.back().fence, stream});
+  state_->held.PassStream(stream);
 }
 
 void FakeUpstream::PassAllFences() {
   MutexLock lock(state_->mutex);
-  state_->PassAll();
+  state_->held.PassAll();
 }
 
 uint64_t FakeUpstream::calls(UpstreamCall call) const {
