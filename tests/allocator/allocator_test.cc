@@ -1,0 +1,316 @@
+// CachingAllocator over each upstream that needs no device, and its ladder and reports over the fake.
+#include "gpuledger/allocator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "gpuledger/fake_upstream.h"
+#include "gpuledger/host_upstream.h"
+
+namespace gpuledger {
+namespace {
+
+using ::testing::HasSubstr;
+
+const DeviceId kDevice{0};
+Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+
+template <class T>
+class AllocatorContract : public ::testing::Test {
+ protected:
+  ~AllocatorContract() override { EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants(); }
+  T upstream;
+  CachingAllocator allocator{upstream, AllocatorOptions{}};
+};
+using Upstreams = ::testing::Types<FakeUpstream, HostAnonymousUpstream, HostMemfdUpstream>;
+TYPED_TEST_SUITE(AllocatorContract, Upstreams);
+
+TYPED_TEST(AllocatorContract, GivesDistinctAlignedBlocksAndTakesThemBack) {
+  std::vector<Buffer> buffers;
+  for (uint64_t size : {1u, 511u, 512u, 513u, 4096u, 3u << 20}) {
+    absl::StatusOr<Buffer> buffer = this->allocator.Allocate(Bytes(size), S(0));
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    EXPECT_EQ(buffer->ptr().address() % 512, 0u);
+    EXPECT_EQ(buffer->size(), Bytes(size));
+    buffers.push_back(std::move(*buffer));
+  }
+  EXPECT_EQ(this->allocator.totals().in_use, Bytes(512u + 512 + 512 + 1024 + 4096 + (3u << 20)));
+  buffers.clear();
+  EXPECT_EQ(this->allocator.totals().in_use, 0_B);
+  EXPECT_EQ(this->allocator.totals().cached, this->allocator.totals().reserved);
+}
+
+TYPED_TEST(AllocatorContract, ReusesABlockAtOnceOnItsStream) {
+  const DevicePtr first = this->allocator.Allocate(1_MiB, S(0))->ptr();
+  const uint64_t calls = this->allocator.totals().upstream_calls;
+  EXPECT_EQ(this->allocator.Allocate(1_MiB, S(0))->ptr(), first);
+  EXPECT_EQ(this->allocator.totals().upstream_calls, calls);
+}
+
+TYPED_TEST(AllocatorContract, GivesZeroBytesAsTheNullBuffer) {
+  absl::StatusOr<Buffer> buffer = this->allocator.Allocate(0_B, S(0));
+  EXPECT_TRUE(buffer->empty());
+  EXPECT_EQ(this->allocator.totals().reserved, 0_B);
+  this->allocator.Free(DevicePtr::Null(kDevice));
+}
+
+TYPED_TEST(AllocatorContract, ChargesTheScopeOfTheCallingThread) {
+  const SiteId site = SiteHere();
+  OwnerScope scope("alloc/contract", Role::kGradient);
+  const Buffer buffer = *this->allocator.Allocate(100_B, S(0), site);
+  const absl::StatusOr<LiveAllocation> found = this->allocator.Find(buffer.ptr() + 99_B);
+  EXPECT_EQ(OwnerName(found->payer.owner), "alloc/contract");
+  EXPECT_EQ(found->payer.role, Role::kGradient);
+  EXPECT_EQ(found->site, site);
+  EXPECT_EQ(found->requested, 100_B);
+  EXPECT_EQ(this->allocator.ledger().usage(found->payer.owner, Role::kGradient).in_use, 512_B);
+}
+
+TYPED_TEST(AllocatorContract, KeepsTheContentOfLiveBlocksWhileItGrowsAndShrinks) {
+  if (!this->upstream.capabilities().host_accessible) GTEST_SKIP() << "memory of this upstream cannot be read by the CPU";
+  struct Filled {
+    Buffer buffer;
+    unsigned char pattern;
+  };
+  std::vector<Filled> live;
+  std::mt19937 random(7);
+  const auto check = [](const Filled& f) {
+    const auto* bytes = static_cast<const unsigned char*>(f.buffer.ptr().unsafe_host_pointer());
+    for (uint64_t i = 0; i < f.buffer.size().count(); ++i) ASSERT_EQ(bytes[i], f.pattern);
+  };
+  for (int i = 0; i < 400; ++i) {
+    absl::StatusOr<Buffer> buffer = this->allocator.Allocate(Bytes(1u + random() % (1u << (random() % 21))), S(random() % 2));
+    ASSERT_TRUE(buffer.ok()) << buffer.status();
+    std::memset(buffer->ptr().unsafe_host_pointer(), i & 255, buffer->size().count());
+    live.push_back({std::move(*buffer), static_cast<unsigned char>(i & 255)});
+    if (live.size() > 40) {
+      check(live[random() % live.size()]);
+      std::swap(live[random() % live.size()], live.back());
+      check(live.back());
+      live.pop_back();
+    }
+    if (i % 50 == 0) this->allocator.ReleaseCached();
+  }
+  for (const Filled& f : live) check(f);
+}
+
+TYPED_TEST(AllocatorContract, GivesEverythingBackOnRelease) {
+  { const Buffer buffer = *this->allocator.Allocate(9_MiB, S(1)); }
+  EXPECT_EQ(this->allocator.ReleaseCached(), 10_MiB);
+  EXPECT_EQ(this->allocator.totals().reserved, 0_B);
+  EXPECT_EQ(this->allocator.totals().peak_reserved, 10_MiB);
+}
+
+TYPED_TEST(AllocatorContract, NeverExceedsItsCap) {
+  this->allocator.set_cap(4_MiB);
+  const Buffer kept = *this->allocator.Allocate(3_MiB, S(0));
+  const absl::StatusOr<Buffer> refused = this->allocator.Allocate(2_MiB, S(0));
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_LE(this->allocator.totals().peak_reserved, 4_MiB);
+  EXPECT_EQ(this->allocator.totals().in_use, 3_MiB);
+  EXPECT_TRUE(this->allocator.Allocate(1_MiB, S(0)).ok());
+}
+
+TYPED_TEST(AllocatorContract, ServesThreadsOnTheirOwnStreams) {
+  std::vector<std::thread> threads;
+  for (uintptr_t t = 0; t < 4; ++t) {
+    threads.emplace_back([this, t] {
+      OwnerScope scope("alloc/thread." + std::to_string(t), Role::kActivation);
+      std::mt19937 random(static_cast<unsigned>(t));
+      std::vector<Buffer> live;
+      for (int i = 0; i < 500; ++i) {
+        absl::StatusOr<Buffer> buffer = this->allocator.Allocate(Bytes(1u + random() % 100'000), S(t));
+        ASSERT_TRUE(buffer.ok()) << buffer.status();
+        live.push_back(std::move(*buffer));
+        if (live.size() > 16) live.erase(live.begin() + random() % 16);
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(this->allocator.totals().in_use, 0_B);
+}
+
+TYPED_TEST(AllocatorContract, RefusesAStreamOfAnotherDevice) {
+  EXPECT_EQ(this->allocator.Allocate(1_B, Stream::Default(DeviceId{5})).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(this->allocator.Allocate(Bytes::Max(), S(0)).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+// ---- the ladder, over the fake ---------------------------------------------------------------------------------------
+
+class LadderTest : public ::testing::Test {
+ protected:
+  static FakeOptions Options() {
+    FakeOptions options;
+    options.total = 8_MiB;
+    options.hold_fences = true;
+    return options;
+  }
+  ~LadderTest() override { EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants(); }
+  FakeUpstream upstream{Options()};
+  CachingAllocator allocator{upstream, AllocatorOptions{}};
+};
+
+TEST_F(LadderTest, KeepsABlockPendingUntilEveryStreamThatUsesItIsDone) {
+  Buffer buffer = *allocator.Allocate(2_MiB, S(0));
+  const DevicePtr address = buffer.ptr();
+  ASSERT_TRUE(allocator.RecordStream(address, S(1)).ok());
+  ASSERT_TRUE(allocator.RecordStream(address, S(2)).ok());
+  buffer.Reset();
+  upstream.PassFences(S(1));
+  EXPECT_EQ(allocator.CompletePending(), 0u);
+  EXPECT_EQ(allocator.totals().pending, 2_MiB);
+  EXPECT_NE(allocator.Allocate(2_MiB, S(0))->ptr(), address);
+  upstream.PassFences(S(2));
+  EXPECT_EQ(allocator.CompletePending(), 1u);
+  EXPECT_EQ(allocator.totals().pending, 0_B);
+  EXPECT_EQ(upstream.live_fences(), 0u);
+}
+
+TEST_F(LadderTest, PollsPassedFencesBeforeItGrows) {
+  Buffer buffer = *allocator.Allocate(2_MiB, S(0));
+  ASSERT_TRUE(allocator.RecordStream(buffer.ptr(), S(1)).ok());
+  const DevicePtr address = buffer.ptr();
+  buffer.Reset();
+  upstream.PassFences(S(1));
+  EXPECT_EQ(allocator.Allocate(2_MiB, S(0))->ptr(), address);
+  EXPECT_EQ(allocator.totals().reserved, 2_MiB);
+}
+
+TEST_F(LadderTest, MovesCachedHandlesOfAnotherStreamWhenMemoryIsOut) {
+  { const Buffer other = *allocator.Allocate(8_MiB, S(1)); }
+  const Buffer mine = *allocator.Allocate(6_MiB, S(0));
+  EXPECT_EQ(allocator.totals().reserved, 8_MiB);
+  EXPECT_EQ(upstream.calls(UpstreamCall::kCreate), 6u);  // four, and one refused on each rung that asks
+}
+
+TEST_F(LadderTest, WaitsForPendingWorkBeforeItGivesUp) {
+  Buffer buffer = *allocator.Allocate(8_MiB, S(0));
+  ASSERT_TRUE(allocator.RecordStream(buffer.ptr(), S(1)).ok());
+  buffer.Reset();
+  EXPECT_TRUE(allocator.Allocate(8_MiB, S(0)).ok());
+  EXPECT_GE(upstream.calls(UpstreamCall::kWaitFence), 1u);
+}
+
+TEST_F(LadderTest, PassesOnADriversFailureAsItIs) {
+  upstream.FailNext(UpstreamCall::kMap, absl::InternalError("CUDA_ERROR_ILLEGAL_ADDRESS in cuMemMap"));
+  const absl::Status status = allocator.Allocate(1_MiB, S(0)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("CUDA_ERROR_ILLEGAL_ADDRESS"));
+  EXPECT_EQ(upstream.live_handles(), 0u);
+}
+
+TEST_F(LadderTest, RetriesAFenceThatCouldNotBeRecorded) {
+  Buffer buffer = *allocator.Allocate(1_MiB, S(0));
+  ASSERT_TRUE(allocator.RecordStream(buffer.ptr(), S(1)).ok());
+  upstream.FailNext(UpstreamCall::kRecordFence, absl::InternalError("no"));
+  buffer.Reset();
+  EXPECT_EQ(allocator.totals().pending, 1_MiB);
+  upstream.PassAllFences();
+  EXPECT_EQ(allocator.CompletePending(), 0u);  // recorded only now
+  upstream.PassAllFences();
+  EXPECT_EQ(allocator.CompletePending(), 1u);
+}
+
+TEST_F(LadderTest, NamesTopOwnersAndWhatIsCachedWhenItRunsOut) {
+  allocator.set_cap(6_MiB);
+  std::vector<Buffer> live;
+  {
+    OwnerScope scope("model/embed.weight", Role::kSource);
+    live.push_back(*allocator.Allocate(3_MiB, S(0)));
+  }
+  {
+    OwnerScope scope("model/head.weight", Role::kQuantized);
+    live.push_back(*allocator.Allocate(1_MiB, S(0)));
+    live.push_back(*allocator.Allocate(512_KiB, S(0)));
+    live.push_back(*allocator.Allocate(1000_B, S(0)));
+    live.push_back(*allocator.Allocate(1_MiB, S(0)));
+  }
+  live.erase(live.begin() + 2);
+  OwnerScope scope("model/layers.0.weight", Role::kSource);
+  const absl::Status status = allocator.Allocate(1_MiB, S(0)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(std::string(status.message()),
+            "out of memory on device 0 (fake): 1.00 MiB (1,048,576 B) for model/layers.0.weight [source] could not be had: the cap is 6,291,456 B\n"
+            "  reserved = in use + pending + cached\n"
+            "    6,291,456 B = 5,243,904 B + 0 B + 1,047,552 B\n"
+            "  cap 6.00 MiB (6,291,456 B); largest cached block of this stream 512.00 KiB (524,288 B); cached in pieces under one handle 1023.00 KiB (1,047,552 B)\n"
+            "  top owners of what is in use:\n"
+            "            3.00 MiB (3,145,728 B)  model/embed.weight [source], 1 block\n"
+            "            2.00 MiB (2,098,176 B)  model/head.weight [quantized], 3 blocks\n"
+            "  what would help: a cap of 8.00 MiB (8,388,608 B) or more (GPULEDGER_CAP), or freeing 1.00 MiB (1,048,576 B)");
+}
+
+// ---- misuse ------------------------------------------------------------------------------------------------------------
+
+TEST(AllocatorDeathTest, NamesTheLastOwnerOnADoubleFree) {
+  EXPECT_DEATH(
+      {
+        FakeUpstream upstream;
+        CachingAllocator allocator(upstream, AllocatorOptions{});
+        OwnerScope scope("alloc/twice", Role::kCache);
+        const DevicePtr p = *allocator.AllocateRaw(1_MiB, S(0), SiteHere());
+        allocator.Free(p);
+        allocator.Free(p);
+      },
+      "is free already; its last owner was alloc/twice \\[cache\\], allocated at allocator_test.cc");
+}
+
+TEST(AllocatorTest, OnlyWarnsOfMisuseWhenToldTo) {
+  FakeUpstream upstream;
+  CachingAllocator allocator(upstream, AllocatorOptions{.on_misuse = OnMisuse::kWarn});
+  const Buffer buffer = *allocator.Allocate(1_MiB, S(0));
+  ::testing::internal::CaptureStderr();
+  allocator.Free(DevicePtr(kDevice, 12345));
+  allocator.Free(buffer.ptr() + 512_B);
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_THAT(said, HasSubstr("this allocator never handed it out"));
+  EXPECT_THAT(said, HasSubstr("it points 512 B into a block of"));
+  EXPECT_TRUE(allocator.CheckInvariants().ok());
+}
+
+TEST(AllocatorTest, PrintsItsEquations) {
+  FakeUpstream upstream;
+  CachingAllocator allocator(upstream, AllocatorOptions{});
+  OwnerScope scope("alloc/report", Role::kOther);
+  const Buffer buffer = *allocator.Allocate(1000_B, S(0));
+  EXPECT_EQ(allocator.Report(),
+            "device 0 (fake)\n"
+            "  reserved = in use + pending + cached\n"
+            "    2,097,152 B = 1,024 B + 0 B + 2,096,128 B\n"
+            "  in use = requested + rounding\n"
+            "    1,024 B = 1,000 B + 24 B\n"
+            "  peak in use 1.00 KiB (1,024 B), peak reserved 2.00 MiB (2,097,152 B), cap none\n"
+            "  owners of what is in use:\n"
+            "                1.00 KiB (1,024 B)  alloc/report [other], 1 block\n");
+}
+
+TEST(AllocatorForkTest, WorksInAForkedChildWithCopyOnWrite) {
+  HostAnonymousUpstream upstream;
+  CachingAllocator allocator(upstream, AllocatorOptions{});
+  Buffer buffer = *allocator.Allocate(4096_B, S(0));
+  auto* bytes = static_cast<unsigned char*>(buffer.ptr().unsafe_host_pointer());
+  bytes[0] = 1;
+  allocator.LockForFork();
+  const pid_t child = fork();
+  allocator.UnlockAfterFork();
+  if (child == 0) {
+    bool good = bytes[0] == 1;
+    bytes[0] = 2;
+    const absl::StatusOr<Buffer> more = allocator.Allocate(5_MiB, S(0));
+    good = good && more.ok() && allocator.CheckInvariants().ok();
+    _exit(good ? 0 : 1);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_EQ(bytes[0], 1);
+}
+
+}  // namespace
+}  // namespace gpuledger

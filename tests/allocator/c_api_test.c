@@ -1,0 +1,61 @@
+/* The C ABI, used from C: every function once as it should be, and once as it should not. */
+#include <stdio.h>
+#include <string.h>
+
+#include "gpuledger/gpuledger.h"
+
+static int failures = 0;
+
+static void expect(int holds, const char* what, int line) {
+  if (holds) return;
+  fprintf(stderr, "c_api_test.c:%d: %s (last error: %s)\n", line, what, gpuledger_last_error());
+  ++failures;
+}
+#define EXPECT(condition) expect((condition), #condition, __LINE__)
+
+int main(void) {
+  gpuledger_allocator* a = NULL;
+  gpuledger_usage usage;
+  gpuledger_totals totals;
+  uint64_t block = 0, bytes = 0, count = 0;
+  char text[4096];
+  size_t needed = 0;
+
+  EXPECT(gpuledger_create("vulkan", 0, &a) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(strstr(gpuledger_last_error(), "no upstream is called 'vulkan'; there are host-anonymous") != NULL);
+  EXPECT(gpuledger_create("host-anonymous", 8u << 20, &a) == GPULEDGER_OK);
+  EXPECT(gpuledger_allocate(NULL, 1, NULL, &block) == GPULEDGER_INVALID_ARGUMENT);
+
+  EXPECT(strcmp(gpuledger_role_name(0), "source") == 0 && gpuledger_role_name(99) == NULL);
+  EXPECT(gpuledger_pop_owner() == GPULEDGER_FAILED_PRECONDITION);
+  EXPECT(gpuledger_push_owner("c/weight", 99) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_push_owner("c/weight", 0) == GPULEDGER_OK);
+  EXPECT(gpuledger_open_lineage(a, "c/weight") == GPULEDGER_OK);
+  EXPECT(gpuledger_allocate(a, 1000, NULL, &block) == GPULEDGER_OK && block != 0);
+  memset((void*)(uintptr_t)block, 7, 1000);
+  EXPECT(gpuledger_pop_owner() == GPULEDGER_OK);
+
+  EXPECT(gpuledger_get_usage(a, "c/weight", 0, &usage) == GPULEDGER_OK && usage.in_use == 1024 && usage.requested == 1000);
+  EXPECT(gpuledger_get_usage(a, NULL, -1, &usage) == GPULEDGER_OK && usage.count == 1);
+  EXPECT(gpuledger_residual(a, "c/weight", &bytes, &count) == GPULEDGER_FAILED_PRECONDITION);
+  EXPECT(gpuledger_close_lineage(a, "c/weight") == GPULEDGER_OK);
+  EXPECT(gpuledger_residual(a, "c/weight", &bytes, &count) == GPULEDGER_OK && bytes == 1024 && count == 1);
+  EXPECT(gpuledger_transfer(a, block, "c/other", 2) == GPULEDGER_OK);
+  EXPECT(gpuledger_residual(a, "c/weight", &bytes, NULL) == GPULEDGER_OK && bytes == 0);
+  EXPECT(gpuledger_transfer(a, 12345, "c/other", 2) == GPULEDGER_NOT_FOUND);
+  EXPECT(gpuledger_record_stream(a, block, NULL) == GPULEDGER_OK);
+  EXPECT(gpuledger_allocate(a, 64u << 20, NULL, &bytes) == GPULEDGER_OUT_OF_MEMORY);
+  EXPECT(strstr(gpuledger_last_error(), "c/other [quantized]") != NULL);
+
+  EXPECT(gpuledger_report(a, text, sizeof text, &needed) == GPULEDGER_OK && needed == strlen(text) + 1);
+  EXPECT(gpuledger_report(a, text, 10, &needed) == GPULEDGER_OK && strlen(text) == 9);
+  EXPECT(gpuledger_check(a) == GPULEDGER_OK);
+  EXPECT(gpuledger_destroy(a) == GPULEDGER_FAILED_PRECONDITION);
+  EXPECT(gpuledger_free(a, block) == GPULEDGER_OK);
+  EXPECT(gpuledger_settle(a) == GPULEDGER_OK);
+  EXPECT(gpuledger_release_cached(a, &bytes) == GPULEDGER_OK && bytes == 2u << 20);
+  EXPECT(gpuledger_get_totals(a, &totals) == GPULEDGER_OK && totals.reserved == 0 && totals.cap == 8u << 20);
+  EXPECT(gpuledger_destroy(a) == GPULEDGER_OK);
+  EXPECT(gpuledger_destroy(NULL) == GPULEDGER_OK);
+  return failures == 0 ? 0 : 1;
+}

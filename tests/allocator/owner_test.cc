@@ -1,0 +1,88 @@
+#include "gpuledger/owner.h"
+
+#include <gtest/gtest.h>
+
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace gpuledger {
+namespace {
+
+TEST(OwnerTest, InternsEqualPathsOnce) {
+  EXPECT_EQ(InternOwner("model/a"), InternOwner(std::string("model/") + "a"));
+  EXPECT_NE(InternOwner("model/a"), InternOwner("model/b"));
+  EXPECT_EQ(OwnerName(InternOwner("model/a")), "model/a");
+  EXPECT_EQ(InternOwner(""), kUnattributed);
+  EXPECT_EQ(OwnerName(kUnattributed), "unattributed");
+}
+
+TEST(OwnerTest, GlobStarStaysWithinOneNameAndDoubleStarCrosses) {
+  EXPECT_TRUE(OwnerMatches("model/*", "model/layers"));
+  EXPECT_FALSE(OwnerMatches("model/*", "model/layers.3"));
+  EXPECT_TRUE(OwnerMatches("model/**", "model/layers.3.mlp.up_proj.weight"));
+  EXPECT_TRUE(OwnerMatches("**.weight", "model/layers.3.mlp.up_proj.weight"));
+  EXPECT_TRUE(OwnerMatches("model/layers.*.mlp.*.weight", "model/layers.3.mlp.up_proj.weight"));
+  EXPECT_FALSE(OwnerMatches("model/layers.*.weight", "model/layers.3.mlp.weight"));
+  EXPECT_TRUE(OwnerMatches("a**b*c", "a.x.b-b.bzc"));
+  EXPECT_TRUE(OwnerMatches("**", ""));
+  EXPECT_FALSE(OwnerMatches("", "a"));
+  EXPECT_FALSE(OwnerMatches(std::string(30, '*') + "b", std::string(3000, 'a')));  // and at once
+}
+
+TEST(OwnerScopeTest, NestsByPathAndTakesTheInnermostRole) {
+  EXPECT_EQ(CurrentPayer().owner, kUnattributed);
+  OwnerScope model("model", Role::kSource);
+  {
+    OwnerScope layer("layers.3", Role::kStaging);
+    EXPECT_EQ(OwnerName(CurrentPayer().owner), "model/layers.3");
+    EXPECT_EQ(CurrentPayer().role, Role::kStaging);
+  }
+  EXPECT_EQ(OwnerName(CurrentPayer().owner), "model");
+  OwnerScope same("", Role::kCache);
+  EXPECT_EQ(OwnerName(CurrentPayer().owner), "model");
+}
+
+TEST(OwnerScopeTest, BelongsToOneThreadAndIsAdoptedByAnother) {
+  OwnerScope scope("model/loader", Role::kStaging);
+  const Payer captured = CurrentPayer();
+  std::thread([captured] {
+    EXPECT_EQ(CurrentPayer().owner, kUnattributed);
+    OwnerScope adopted(captured);
+    EXPECT_EQ(OwnerName(CurrentPayer().owner), "model/loader");
+    EXPECT_EQ(CurrentPayer().role, Role::kStaging);
+  }).join();
+}
+
+TEST(OwnerScopeDeathTest, EndsTheProgramWhenScopesEndOutOfOrder) {
+  EXPECT_DEATH(
+      {
+        std::optional<OwnerScope> outer(std::in_place, "outer", Role::kOther);
+        OwnerScope inner("inner", Role::kOther);
+        outer.reset();
+      },
+      "reverse order");
+}
+
+TEST(SiteTest, NamesTheLineThatAsked) {
+  const SiteId site = SiteHere();
+  EXPECT_EQ(SiteName(site).substr(0, 14), "owner_test.cc:");
+  EXPECT_EQ(SiteName(kNoSite), "");
+}
+
+TEST(OwnerTest, InternsFromManyThreads) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([] {
+      for (int i = 0; i < 500; ++i) {
+        const std::string name = "shared/" + std::to_string(i);
+        ASSERT_EQ(OwnerName(InternOwner(name)), name);
+      }
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+}  // namespace
+}  // namespace gpuledger
