@@ -1,0 +1,89 @@
+/* gpuledger_torch.h - the LibTorch part of gpuledger for C, ctypes and other languages.
+ *
+ * Every function returns a gpuledger_torch_status unless it says otherwise, never throws, and leaves a sentence for
+ * gpuledger_torch_last_error() when it fails. Callers from Python hold the GIL throughout (ctypes.PyDLL): freeing a
+ * storage and counting references both touch Python objects. Semantics: gpuledger/torch.h. */
+#ifndef GPULEDGER_GPULEDGER_TORCH_H_
+#define GPULEDGER_GPULEDGER_TORCH_H_
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+#define GPULEDGER_TORCH_NOEXCEPT noexcept
+extern "C" {
+#else
+#define GPULEDGER_TORCH_NOEXCEPT
+#endif
+#define GPULEDGER_TORCH_API __attribute__((visibility("default")))
+
+typedef enum {
+  GPULEDGER_TORCH_OK = 0,
+  GPULEDGER_TORCH_INTERNAL = 1,
+  GPULEDGER_TORCH_INVALID_ARGUMENT = 2,
+  GPULEDGER_TORCH_SHARED = 3,   /* someone else holds the storage */
+  GPULEDGER_TORCH_NOT_OURS = 4, /* bytes that cannot be freed through a tensor */
+  GPULEDGER_TORCH_OUT_OF_MEMORY = 5
+} gpuledger_torch_status;
+
+typedef enum {
+  GPULEDGER_TORCH_REFUSE = 0,
+  GPULEDGER_TORCH_POISON = 1,
+  GPULEDGER_TORCH_REPORT = 2
+} gpuledger_torch_policy;
+
+/* HolderCounts and ConsumeReport of gpuledger/torch.h. */
+typedef struct {
+  uint64_t tensor_handles;
+  uint64_t aliases;
+  uint64_t python_references;
+  uint64_t python_storages;
+  uint64_t bytes;
+  uint64_t charged;
+  uint64_t remaining;
+  int32_t freed;
+  int32_t freeable; /* 0: policy report met bytes that cannot be freed through a tensor */
+} gpuledger_torch_report;
+
+/* In bytes, charged (rounding included) unless named otherwise. */
+typedef struct {
+  uint64_t in_use;
+  uint64_t requested;
+  uint64_t pending;
+  uint64_t peak;
+  uint64_t count;
+} gpuledger_torch_usage_t;
+
+/* The last failure of this thread, or "". Valid until the thread's next call. */
+GPULEDGER_TORCH_API const char* gpuledger_torch_last_error(void) GPULEDGER_TORCH_NOEXCEPT;
+/* The LibTorch this was built for, such as "2.11". */
+GPULEDGER_TORCH_API const char* gpuledger_torch_built_for(void) GPULEDGER_TORCH_NOEXCEPT;
+
+GPULEDGER_TORCH_API int gpuledger_torch_install_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
+GPULEDGER_TORCH_API int gpuledger_torch_uninstall_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
+/* 1 or 0, not a status. */
+GPULEDGER_TORCH_API int gpuledger_torch_cpu_installed(void) GPULEDGER_TORCH_NOEXCEPT;
+
+/* What this thread allocates is paid by `path`, below the scope around it, until the scope is popped. `role` is a role's
+ * name. Scopes are popped by the token they gave, on the thread that pushed them, the innermost first; one that is popped
+ * too early ends with the one above it, and is INVALID_ARGUMENT. */
+GPULEDGER_TORCH_API int gpuledger_torch_push_owner(const char* path, const char* role, uint64_t* token)
+    GPULEDGER_TORCH_NOEXCEPT;
+GPULEDGER_TORCH_API int gpuledger_torch_pop_owner(uint64_t token) GPULEDGER_TORCH_NOEXCEPT;
+
+/* Usage of an owner, a role, or one role of one owner; null stands for all. All zero before an install. */
+GPULEDGER_TORCH_API int gpuledger_torch_usage(const char* owner, const char* role, gpuledger_torch_usage_t* usage)
+    GPULEDGER_TORCH_NOEXCEPT;
+
+/* `tensor_impl` is tensor._cdata. `own_python_references`: references to the tensor object that are the caller's own. */
+GPULEDGER_TORCH_API int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,
+                                                gpuledger_torch_report* report) GPULEDGER_TORCH_NOEXCEPT;
+/* Consume. The tensor object stays, and raises the weight's name when it is read after its bytes were freed. `report` is
+ * filled in as far as it is known, also on failure. */
+GPULEDGER_TORCH_API int gpuledger_torch_consume(void* tensor_impl, const char* weight, int policy,
+                                                uint64_t own_python_references, gpuledger_torch_report* report)
+    GPULEDGER_TORCH_NOEXCEPT;
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* GPULEDGER_GPULEDGER_TORCH_H_ */

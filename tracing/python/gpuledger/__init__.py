@@ -1,0 +1,46 @@
+"""gpuledger: for every byte, who owns it, since when, and who still holds it.
+
+>>> import gpuledger.torch
+>>> gpuledger.torch.install_cpu()
+>>> with gpuledger.owner("model/layers.3.mlp.up_proj.weight", role="source"):
+...     weight = torch.empty(4096, 1024)
+>>> gpuledger.usage("model/layers.3.mlp.up_proj.weight")
+16777216
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gpuledger._library import SharedStorageError, UnfreeableStorageError, Usage, check, library
+
+__all__ = ["SharedStorageError", "UnfreeableStorageError", "owner", "usage"]
+
+
+@contextmanager
+def owner(name: str, role: str = "other") -> Iterator[None]:
+    """Makes ``name`` pay for what this thread allocates inside the block; also a decorator.
+
+    Blocks nest: ``owner("model")`` around ``owner("layers.3")`` pays as ``model/layers.3``. ``role`` says what the
+    memory is to the owner: source, staging, quantized, scratch, activation, gradient, optimizer, cache or other.
+    """
+    loaded = library()
+    token = ctypes.c_uint64()
+    check(loaded.gpuledger_torch_push_owner(name.encode(), role.encode(), ctypes.byref(token)))
+    try:
+        yield
+    finally:
+        check(loaded.gpuledger_torch_pop_owner(token))
+
+
+def usage(owner: str | None = None, role: str | None = None) -> int:
+    """Bytes in use, rounding included: of all owners, of one ``owner``, of one ``role``, or of one role of one owner."""
+    found = Usage()
+    check(
+        library().gpuledger_torch_usage(
+            None if owner is None else owner.encode(), None if role is None else role.encode(), ctypes.byref(found)
+        )
+    )
+    return int(found.in_use)

@@ -1,0 +1,119 @@
+"""gpuledger under PyTorch: the CPU allocator, and :func:`consume`, the reference-aware last step of a weight's source."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+
+from gpuledger._holders import python_holders
+from gpuledger._library import (
+    INTERNAL,
+    NOT_OURS,
+    SHARED,
+    Report,
+    SharedStorageError,
+    UnfreeableStorageError,
+    check,
+    last_error,
+    library,
+)
+
+__all__ = [
+    "ConsumeReport",
+    "SharedStorageError",
+    "UnfreeableStorageError",
+    "consume",
+    "cpu_installed",
+    "install_cpu",
+    "uninstall_cpu",
+]
+
+_POLICIES = {"refuse": 0, "poison": 1, "report": 2}
+_KINDS = ("tensor_handles", "aliases", "python_references", "python_storages")
+
+
+@dataclass(frozen=True)
+class ConsumeReport:
+    """What :func:`consume` found and did. Sizes are bytes."""
+
+    weight: str
+    bytes: int  # the storage's size
+    charged: int  # the ledger's charge for it; 0 if it is not in the ledger
+    holders: dict[str, int]  # references beyond the caller's, by kind
+    known: tuple[str, ...]  # what Python can name of those, the caller's own reference among it
+    freed: bool
+    remaining: int  # source and staging bytes that its owner still pays for
+    freeable: bool  # False: the bytes belong to something else (only under policy "report")
+
+
+def install_cpu() -> None:
+    """Puts gpuledger's allocator under every CPU tensor made from now on. A second call changes nothing."""
+    check(library().gpuledger_torch_install_cpu())
+
+
+def uninstall_cpu() -> None:
+    """Puts PyTorch's own CPU allocator back; tensors made in between keep their memory and stay charged."""
+    check(library().gpuledger_torch_uninstall_cpu())
+
+
+def cpu_installed() -> bool:
+    """Whether new CPU tensors are charged to the ledger."""
+    return bool(library().gpuledger_torch_cpu_installed())
+
+
+@cache
+def _own_references() -> int:
+    """References to a tensor that belong to a call of :func:`consume`, in this interpreter: the caller's name and the
+    argument. Measured on a fresh tensor that is passed in the same way."""
+
+    def callee(tensor: torch.Tensor, *, weight: str) -> int:
+        report = Report()
+        check(library().gpuledger_torch_inspect(tensor._cdata, 0, ctypes.byref(report)))
+        return int(report.python_references)
+
+    fresh = torch.empty(0)
+    return callee(fresh, weight="")
+
+
+def consume(
+    tensor: torch.Tensor, *, weight: str, policy: Literal["refuse", "poison", "report"] = "refuse"
+) -> ConsumeReport:
+    """Frees a weight's source now, if it is the caller's alone.
+
+    One reference is the caller's own (a name, or an entry of a container); every other one is a holder: further names,
+    views, ``detach()``, Parameters, tensors that autograd saved. With holders, ``refuse`` raises
+    :class:`SharedStorageError`, ``poison`` frees the bytes all the same, and ``report`` leaves them. Once the bytes are
+    freed, reading ``tensor`` or any alias raises a ``RuntimeError`` that names the weight. Bytes that belong to
+    something else (NumPy exports, mapped files, blobs) raise :class:`UnfreeableStorageError`, except under ``report``.
+
+    Raw pointers and DLPack exports held outside Python's tensors cannot be seen.
+    """
+    if policy not in _POLICIES:
+        raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(_POLICIES)}")
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"consume takes a torch.Tensor, not {type(tensor).__name__}")
+    report = Report()
+    own = _own_references()
+    status = library().gpuledger_torch_consume(
+        tensor._cdata, weight.encode(), _POLICIES[policy], own, ctypes.byref(report)
+    )
+    message = last_error() if status else ""
+    holders = {kind: int(getattr(report, kind)) for kind in _KINDS}
+    known = tuple(python_holders(tensor)) if sum(holders.values()) and status in (0, SHARED) else ()
+    del tensor  # an exception that is kept must not keep the weight through this frame
+    if known:
+        message += ". References that Python can name, the caller's own among them: " + "; ".join(known)
+    if status == SHARED:
+        raise SharedStorageError(message, weight, holders, known)
+    if status == NOT_OURS:
+        raise UnfreeableStorageError(message, weight, holders, known)
+    if status == INTERNAL:
+        raise RuntimeError(message)
+    check(status)
+    return ConsumeReport(
+        weight, report.bytes, report.charged, holders, known, bool(report.freed), report.remaining, bool(report.freeable)
+    )
