@@ -26,7 +26,7 @@ class RingSink final : public RecordSink {
 
 DevicePtr AllocateOrDie(CachingAllocator& allocator, uint64_t size, SiteId site) {
   absl::StatusOr<DevicePtr> block = allocator.AllocateRaw(Bytes(size), Stream::Default(DeviceId(0)), site);
-  if (!block.ok()) Die(block.status().message());
+  if (!block.ok()) Die(block.status().ToString());
   return *block;
 }
 
