@@ -33,7 +33,9 @@ absl::StatusOr<Json> ReadConfig(const std::string& path) {
   } catch (const Json::parse_error& error) {
     return absl::InvalidArgumentError(fmt::format("{}: is not valid JSON at byte {}", path, error.byte));
   }
-  if (too_deep) return absl::InvalidArgumentError(fmt::format("{}: nests deeper than {} levels", path, kMostConfigDepth));
+  if (too_deep) {
+    return absl::InvalidArgumentError(fmt::format("{}: nests deeper than {} levels", path, kMostConfigDepth));
+  }
   if (!config.is_object()) return absl::InvalidArgumentError(path + ": is not a JSON object");
   if (config.contains("quantization_config")) {
     return absl::InvalidArgumentError(path + ": has a quantization_config already; start from the unquantized model");

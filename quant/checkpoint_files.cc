@@ -31,7 +31,7 @@ absl::Status Failed(const std::error_code& error, const fs::path& path, std::str
 }
 
 // Where files may come from: the model directory, and, if it is a snapshot in the Hugging Face cache, the blobs beside
-// the snapshots, to which its files are links. A link to anywhere else could smuggle a private file into the checkpoint.
+// the snapshots, to which its files are links. A link to anywhere else could smuggle a private file into the copy.
 class AllowedRoots {
  public:
   static absl::StatusOr<AllowedRoots> Of(const std::string& source) {
@@ -40,7 +40,8 @@ class AllowedRoots {
     if (error) return Failed(error, source, "cannot be resolved");
     AllowedRoots roots;
     roots.roots_.push_back(root);
-    if (root.parent_path().filename() == "snapshots") roots.roots_.push_back(root.parent_path().parent_path() / "blobs");
+    const fs::path parent = root.parent_path();
+    if (parent.filename() == "snapshots") roots.roots_.push_back(parent.parent_path() / "blobs");
     return roots;
   }
   bool Hold(const fs::path& canonical) const {

@@ -41,8 +41,8 @@ absl::Status AddQuantized(const QuantizedWeight& weight, std::vector<Entry>& ent
     return bad("cannot be written in 4 bit: bitsandbytes loads only tensors named *.weight; keep it in 16 bit");
   }
   if (weight.shape.size() != 2) {
-    return bad(fmt::format("cannot be written in 4 bit: it has {} dimensions, and bitsandbytes' format is for matrices; "
-                           "keep it in 16 bit", weight.shape.size()));
+    return bad(fmt::format("cannot be written in 4 bit: it has {} dimensions, and bitsandbytes' format is for "
+                           "matrices; keep it in 16 bit", weight.shape.size()));
   }
   uint64_t elements = 0;
   Bytes size;
@@ -111,8 +111,8 @@ absl::Status WriteText(const std::string& path, std::string_view text) {
   absl::StatusOr<FileDescriptor> file = CreateNew(path);
   if (!file.ok()) return file.status();
   uint64_t written = 0;
-  if (absl::Status status = WriteAll(*file, path, std::as_bytes(std::span(text)), &written); !status.ok()) return status;
-  return SyncAndClose(*file, path);
+  absl::Status status = WriteAll(*file, path, std::as_bytes(std::span(text)), &written);
+  return status.ok() ? SyncAndClose(*file, path) : status;
 }
 
 // A new directory, removed with its content unless it was published.
@@ -150,7 +150,7 @@ absl::StatusOr<WrittenCheckpoint> WriteNf4Checkpoint(const std::string& source, 
                                                      std::span<const CheckpointTensor> tensors) {
   const std::string target = NormalPath(out);
   if (Exists(target)) {
-    return absl::AlreadyExistsError(out + ": already exists, and is not replaced; name a directory that does not exist");
+    return absl::AlreadyExistsError(out + ": already exists, and is not replaced; name a new directory");
   }
   const absl::StatusOr<std::vector<Entry>> entries = MakeEntries(tensors);
   if (!entries.ok()) return entries.status();

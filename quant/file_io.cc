@@ -82,7 +82,8 @@ std::string TemporaryNameFor(const std::string& path) {
   const std::filesystem::path target(path);
   // The time keeps a name apart from that of a killed process with the same id.
   const auto now = std::chrono::system_clock::now().time_since_epoch().count();
-  const std::string name = fmt::format(".{:.100}.partial-{}-{:x}-{}", target.filename().string(), ::getpid(), now, ++counter);
+  const std::string name =
+      fmt::format(".{:.100}.partial-{}-{:x}-{}", target.filename().string(), ::getpid(), now, ++counter);
   return (target.parent_path() / name).string();
 }
 
@@ -120,7 +121,9 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t limi
   uint64_t size = 0;
   absl::StatusOr<FileDescriptor> file = OpenForReading(path, &size);
   if (!file.ok()) return file.status();
-  if (size > limit) return absl::OutOfRangeError(fmt::format("{}: has {} bytes, more than the {} allowed", path, size, limit));
+  if (size > limit) {
+    return absl::OutOfRangeError(fmt::format("{}: has {} bytes, more than the {} allowed", path, size, limit));
+  }
   std::string text(size, '\0');
   const absl::StatusOr<uint64_t> got = ReadAt(*file, path, 0, std::as_writable_bytes(std::span(text)));
   if (!got.ok()) return got.status();
@@ -159,18 +162,19 @@ absl::Status SyncDirectory(const std::string& path) {
 absl::Status PublishAs(const std::string& from, const std::string& to) {
   int failed = ::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE);
   if (failed != 0 && (errno == EINVAL || errno == ENOSYS)) {
-    // A file system without that flag. A second link never replaces a file; a directory cannot have one, but rename()
-    // replaces only an empty directory.
+    // A file system without that flag. A second link never replaces a file. A directory cannot have one, but rename()
+    // replaces an empty directory, so making that one claims the name.
     struct stat info;
     if (::lstat(from.c_str(), &info) == 0 && S_ISDIR(info.st_mode)) {
-      failed = ::rename(from.c_str(), to.c_str());
+      failed = ::mkdir(to.c_str(), 0777);
+      if (failed == 0) failed = ::rename(from.c_str(), to.c_str());
     } else {
       failed = ::link(from.c_str(), to.c_str());
       if (failed == 0) ::unlink(from.c_str());
     }
   }
   if (failed != 0) {
-    return SystemError(errno == ENOTEMPTY ? EEXIST : errno, to, "the finished file or directory cannot be moved here");
+    return SystemError(errno, to, "the finished file or directory cannot be moved here");
   }
   return SyncDirectory(DirectoryOf(to));
 }

@@ -68,7 +68,9 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
   bool number_unsigned(uint64_t value) override {
     if (where_ == Where::kShape) {
-      if (tensor_.shape.size() == kMostDimensions) return Fail(fmt::format("has more than {} dimensions", kMostDimensions));
+      if (tensor_.shape.size() == kMostDimensions) {
+        return Fail(fmt::format("has more than {} dimensions", kMostDimensions));
+      }
       tensor_.shape.push_back(value);
       return true;
     }
@@ -145,7 +147,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool parse_error(size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    // "[id] parse error at line 1, column 2: REASON; last read: 'TOKEN'": only the reason is of bounded length and clean.
+    // "[id] parse error at line 1, column 2: REASON; last read: 'TOKEN'": only the reason is short and printable.
     std::string_view reason = error.what();
     if (const size_t colon = reason.find(": "); colon != reason.npos) reason.remove_prefix(colon + 2);
     reason = reason.substr(0, reason.find("; last read"));
@@ -169,7 +171,8 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     }
     if (tensor_.size.count() != end - begin) {
       return Fail(fmt::format("has shape [{}] and dtype {}, which is {} bytes, but data_offsets of {} bytes",
-                              fmt::join(tensor_.shape, ", "), DtypeName(tensor_.dtype), tensor_.size.count(), end - begin));
+                              fmt::join(tensor_.shape, ", "), DtypeName(tensor_.dtype), tensor_.size.count(),
+                              end - begin));
     }
     tensor_.begin = data_start_ + begin;  // at most the file's size
     header_.tensors.push_back(std::move(tensor_));
@@ -180,10 +183,13 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 
   bool Unexpected(const std::string& what) {
     switch (where_) {
-      case Where::kShape: return Fail(fmt::format("has {} in its shape; dimensions are whole numbers from 0 to 2^64 - 1", what));
-      case Where::kOffsets: return Fail(fmt::format("has {} in its data_offsets; they are two whole numbers from 0 to 2^64 - 1", what));
+      case Where::kShape:
+        return Fail(fmt::format("has {} in its shape; dimensions are whole numbers from 0 to 2^64 - 1", what));
+      case Where::kOffsets:
+        return Fail(fmt::format("has {} in its data_offsets; they are two whole numbers from 0 to 2^64 - 1", what));
       case Where::kEntry: return Fail(fmt::format("has {} as its {}", what, key_));
-      case Where::kMetadata: return Reject(fmt::format("__metadata__ has {} as {}; only strings are allowed", what, Quoted(key_)));
+      case Where::kMetadata:
+        return Reject(fmt::format("__metadata__ has {} as {}; only strings are allowed", what, Quoted(key_)));
       default: return Reject(fmt::format("{} is {}; a tensor is an object", Quoted(key_), what));
     }
   }

@@ -64,7 +64,7 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   absl::StatusOr<FileDescriptor> file = OpenForReading(path, &file_size);
   if (!file.ok()) return file.status();
   if (file_size < kSafetensorsLengthBytes) {
-    return Bad(path, fmt::format("has {} bytes, but a safetensors file begins with 8 bytes of header length", file_size));
+    return Bad(path, fmt::format("has {} bytes, but a safetensors file begins with 8 of header length", file_size));
   }
 
   const auto read = [&](uint64_t offset, std::span<std::byte> out) -> absl::Status {
@@ -82,8 +82,9 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
                                  "is it a safetensors file?", header_size, kSafetensorsMostHeader));
   }
   if (header_size > file_size - kSafetensorsLengthBytes) {
-    return Bad(path, fmt::format("claims a header of {} bytes (byte 0 of the file), but only {} follow; the file is cut "
-                                 "short or damaged, fetch it again", header_size, file_size - kSafetensorsLengthBytes));
+    return Bad(path, fmt::format("claims a header of {} bytes (byte 0 of the file), but only {} follow; the file is "
+                                 "cut short or damaged, fetch it again",
+                                 header_size, file_size - kSafetensorsLengthBytes));
   }
   std::string json(header_size, '\0');
   if (absl::Status status = read(kSafetensorsLengthBytes, std::as_writable_bytes(std::span(json))); !status.ok()) {

@@ -48,7 +48,7 @@ std::string RawBytes(std::span<const T> values) {
   return {reinterpret_cast<const char*>(values.data()), values.size_bytes()};
 }
 
-// A model directory with one quantized 3 x 43 weight (129 elements: odd, with a partial last block) and two kept tensors.
+// A model directory with one quantized 3 x 43 weight (129 elements: odd, a partial last block) and two kept tensors.
 class CheckpointWriterTest : public ::testing::Test {
  protected:
   void SetUp() override { WriteFile(source_ + "/config.json", kConfig); }
@@ -167,11 +167,12 @@ TEST_F(CheckpointWriterTest, CopiesWhatIsNeitherWeightsNorHidden) {
   const absl::StatusOr<WrittenCheckpoint> written = Write(Tensors());
   ASSERT_TRUE(written.ok()) << written.status();
   EXPECT_THAT(written->copied, ElementsAre("1_Pooling/config.json", "tokenizer.json"));
-  EXPECT_THAT(written->left_out, UnorderedElementsAre(HasSubstr("1_Pooling/deeper ("), HasSubstr("2_Dense/pytorch_model.bin ("),
-                                                      HasSubstr("model.safetensors ("), HasSubstr("index.json ("),
-                                                      HasSubstr("pytorch_model.bin ("), HasSubstr("x.pt ("), HasSubstr("tf.h5 ("),
-                                                      HasSubstr("model.onnx ("), HasSubstr(".gitattributes (hidden"),
-                                                      HasSubstr("pipe (not a regular file")));
+  EXPECT_THAT(written->left_out,
+              UnorderedElementsAre(HasSubstr("1_Pooling/deeper ("), HasSubstr("2_Dense/pytorch_model.bin ("),
+                                   HasSubstr("model.safetensors ("), HasSubstr("index.json ("),
+                                   HasSubstr("pytorch_model.bin ("), HasSubstr("x.pt ("), HasSubstr("tf.h5 ("),
+                                   HasSubstr("model.onnx ("), HasSubstr(".gitattributes (hidden"),
+                                   HasSubstr("pipe (not a regular file")));
   EXPECT_EQ(ReadFile(out_ + "/1_Pooling/config.json"), "pooling");
   EXPECT_EQ(ReadFile(out_ + "/tokenizer.json"), "{}");
   std::vector<std::string> names;
@@ -224,7 +225,9 @@ TEST_F(CheckpointWriterTest, ADirectoryThatAppearsMeanwhileIsNotReplaced) {
 
 TEST_F(CheckpointWriterTest, AFailedReaderLeavesNothingAndItsErrorIsReturned) {
   std::vector<CheckpointTensor> tensors = Tensors();
-  std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) { return absl::DataLossError("the reader's own"); };
+  std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) {
+    return absl::DataLossError("the reader's own");
+  };
   EXPECT_EQ(Write(tensors).status(), absl::DataLossError("the reader's own"));
   ExpectOnly({"model"});
 }
@@ -256,14 +259,17 @@ TEST_F(CheckpointWriterTest, AKilledWriterLeavesNothingThatLooksLikeACheckpoint)
 TEST_F(CheckpointWriterTest, WhatTheFormatCannotSayIsRefusedByName) {
   const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t packed, size_t absmax) {
     const absl::Status status =
-        Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32,
-                               std::span(packed_).first(packed), std::span(absmax_).first(absmax)}}).status();
+        Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, std::span(packed_).first(packed),
+                               std::span(absmax_).first(absmax)}})
+            .status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 65, 3), AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
+  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 65, 3),
+              AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
   EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 65, 3), HasSubstr("*.weight"));
-  EXPECT_THAT(error("a.weight", {3, 43}, 64, 3), HasSubstr("needs 65 packed bytes and 3 absmax values, but was given 64 and 3"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 64, 3),
+              HasSubstr("needs 65 packed bytes and 3 absmax values, but was given 64 and 3"));
   EXPECT_THAT(error("a.weight", {3, 43}, 65, 2), HasSubstr("was given 65 and 2"));
   EXPECT_THAT(error("a.weight", {uint64_t{1} << 40, uint64_t{1} << 40}, 65, 2), HasSubstr("overflows"));
   ExpectOnly({"model"});

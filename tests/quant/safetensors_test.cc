@@ -35,21 +35,25 @@ struct BadFile {
 };
 void PrintTo(const BadFile& bad, std::ostream* out) { *out << bad.name; }
 
-std::string Tensor(std::string_view fields) { return MakeSafetensors("{\"w\":{" + std::string(fields) + "}}", "01234567"); }
+std::string Tensor(std::string_view fields) {
+  return MakeSafetensors("{\"w\":{" + std::string(fields) + "}}", "01234567");
+}
 
 std::vector<BadFile> BadFiles() {
   const std::string good = R"("dtype":"F32","shape":[2],"data_offsets":[0,8])";
   const auto header = [](std::string_view json) { return MakeSafetensors(json, "01234567"); };
   const auto two = [](std::string_view a, std::string_view b) {
-    return MakeSafetensors(R"({"a":{"dtype":"U8",)" + std::string(a) + R"(},"b":{"dtype":"U8",)" + std::string(b) + "}}",
-                           "01234567");
+    return MakeSafetensors(
+        R"({"a":{"dtype":"U8",)" + std::string(a) + R"(},"b":{"dtype":"U8",)" + std::string(b) + "}}", "01234567");
   };
   std::string deep_shape = R"("dtype":"U8","data_offsets":[0,8],"shape":[8)";
   for (int i = 0; i < 64; ++i) deep_shape += ",1";
+  // clang-format off: one row, one line
   std::vector<BadFile> files = {
       {"Empty", "", "has 0 bytes"},
       {"ShorterThanTheLength", "1234567", "has 7 bytes"},
-      {"HeaderLongerThanTheFile", std::string("\x10\0\0\0\0\0\0\0{}", 10), "a header of 16 bytes (byte 0 of the file), but only 2"},
+      {"HeaderLongerThanTheFile", std::string("\x10\0\0\0\0\0\0\0{}", 10),
+       "a header of 16 bytes (byte 0 of the file), but only 2"},
       {"HeaderOverTheLimit", std::string("\x01\xe1\xf5\x05\0\0\0\0{}", 10), "100000001 bytes"},
       {"HeaderLengthNearTwoTo64", std::string(8, '\xff') + "{}", "18446744073709551615 bytes"},
       {"NoHeader", MakeSafetensors(""), "does not begin with {"},
@@ -67,7 +71,8 @@ std::vector<BadFile> BadFiles() {
          std::string json = "{\"w\":{\"shape\":";
          for (int i = 0; i < 200000; ++i) json += "{\"a\":";
          return json;
-       }()), "has an object as its shape"},
+       }()),
+       "has an object as its shape"},
       {"NestedMetadata", header(R"({"__metadata__":{"a":{"b":"c"}}})"), "__metadata__ has an object as \"a\""},
       {"MetadataNumber", header(R"({"__metadata__":{"a":1}})"), "only strings"},
       {"MetadataIsAString", header(R"({"__metadata__":"pt"})"), "\"__metadata__\" is the string"},
@@ -78,7 +83,8 @@ std::vector<BadFile> BadFiles() {
       {"DuplicateField", Tensor(R"("dtype":"U8",)" + good), "has dtype twice"},
       {"TensorIsNull", header(R"({"w":null})"), "\"w\" is null"},
       {"UnknownField", Tensor(good + R"(,"strides":[1])"), "the entry \"strides\""},
-      {"UnknownDtype", Tensor(R"("dtype":"F4","shape":[2],"data_offsets":[0,8])"), "dtype \"F4\", which is not supported"},
+      {"UnknownDtype", Tensor(R"("dtype":"F4","shape":[2],"data_offsets":[0,8])"),
+       "dtype \"F4\", which is not supported"},
       {"DtypeIsANumber", Tensor(R"("dtype":7,"shape":[2],"data_offsets":[0,8])"), "the number 7 as its dtype"},
       {"NoDtype", Tensor(R"("shape":[2],"data_offsets":[0,8])"), "needs dtype, shape and data_offsets"},
       {"NoShape", Tensor(R"("dtype":"F32","data_offsets":[0,8])"), "needs dtype, shape and data_offsets"},
@@ -89,25 +95,38 @@ std::vector<BadFile> BadFiles() {
       {"TooManyDimensions", Tensor(deep_shape + "]"), "more than 64 dimensions"},
       {"ShapeIsAString", Tensor(R"("dtype":"F32","shape":"2","data_offsets":[0,8])"), "the string \"2\""},
       {"NestedShape", Tensor(R"("dtype":"F32","shape":[[2]],"data_offsets":[0,8])"), "an array in its shape"},
-      {"ShapeOverflows", Tensor(R"("dtype":"F32","shape":[4294967296,4294967297],"data_offsets":[0,8])"), "overflows 64 bits"},
-      {"BytesOverflow", Tensor(R"("dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8])"), "overflows 64 bits"},
-      {"NegativeOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[-8,0])"), "the number -8 in its data_offsets"},
-      {"HugeOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551616])"), "in its data_offsets"},
-      {"LargestOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615])"), "there are only 8"},
+      {"ShapeOverflows", Tensor(R"("dtype":"F32","shape":[4294967296,4294967297],"data_offsets":[0,8])"),
+       "overflows 64 bits"},
+      {"BytesOverflow", Tensor(R"("dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8])"),
+       "overflows 64 bits"},
+      {"NegativeOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[-8,0])"),
+       "the number -8 in its data_offsets"},
+      {"HugeOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551616])"),
+       "in its data_offsets"},
+      {"LargestOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,18446744073709551615])"),
+       "there are only 8"},
       {"OneOffset", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0])"), "needs two data_offsets"},
-      {"ThreeOffsets", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4,8])"), "the number 8 in its data_offsets"},
+      {"ThreeOffsets", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[0,4,8])"),
+       "the number 8 in its data_offsets"},
       {"ReversedOffsets", Tensor(R"("dtype":"F32","shape":[2],"data_offsets":[8,0])"), "the end before the begin"},
-      {"OffsetsBeyondTheData", Tensor(R"("dtype":"F32","shape":[4],"data_offsets":[0,16])"), "ends at byte 16 of the data, but there are only 8"},
-      {"ShapeSmallerThanOffsets", Tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,8])"), "which is 4 bytes, but data_offsets of 8 bytes"},
-      {"ShapeLargerThanOffsets", Tensor(R"("dtype":"F64","shape":[2],"data_offsets":[0,8])"), "which is 16 bytes, but data_offsets of 8 bytes"},
-      {"Overlap", two(R"("shape":[5],"data_offsets":[0,5])", R"("shape":[4],"data_offsets":[4,8])"), "tensor \"b\" overlaps tensor \"a\""},
-      {"SameBytesTwice", two(R"("shape":[8],"data_offsets":[0,8])", R"("shape":[8],"data_offsets":[0,8])"), "overlaps tensor"},
-      {"Hole", two(R"("shape":[3],"data_offsets":[0,3])", R"("shape":[4],"data_offsets":[4,8])"), "1 bytes before tensor \"b\""},
+      {"OffsetsBeyondTheData", Tensor(R"("dtype":"F32","shape":[4],"data_offsets":[0,16])"),
+       "ends at byte 16 of the data, but there are only 8"},
+      {"ShapeSmallerThanOffsets", Tensor(R"("dtype":"F32","shape":[1],"data_offsets":[0,8])"),
+       "which is 4 bytes, but data_offsets of 8 bytes"},
+      {"ShapeLargerThanOffsets", Tensor(R"("dtype":"F64","shape":[2],"data_offsets":[0,8])"),
+       "which is 16 bytes, but data_offsets of 8 bytes"},
+      {"Overlap", two(R"("shape":[5],"data_offsets":[0,5])", R"("shape":[4],"data_offsets":[4,8])"),
+       "tensor \"b\" overlaps tensor \"a\""},
+      {"SameBytesTwice", two(R"("shape":[8],"data_offsets":[0,8])", R"("shape":[8],"data_offsets":[0,8])"),
+       "overlaps tensor"},
+      {"Hole", two(R"("shape":[3],"data_offsets":[0,3])", R"("shape":[4],"data_offsets":[4,8])"),
+       "1 bytes before tensor \"b\""},
       {"HoleAtTheStart", Tensor(R"("dtype":"U8","shape":[7],"data_offsets":[1,8])"), "1 bytes before tensor \"w\""},
       {"TrailingBytes", Tensor(R"("dtype":"U8","shape":[7],"data_offsets":[0,7])"), "1 bytes after the last tensor"},
       {"OnlyTrailingBytes", header("{}"), "8 bytes after the last tensor"},
       {"NameWithTerminalEscapes", header("{\"\\u001b[2J\":1}"), "\"\\u001b[2J\" is the number 1"},
   };
+  // clang-format on
   return files;
 }
 
@@ -150,7 +169,8 @@ TEST(SafetensorsFileTest, WhatIsNotAFileIsRefused) {
   EXPECT_EQ(SafetensorsFile::Open(directory / "absent").status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(SafetensorsFile::Open(directory.path()).status().message()), HasSubstr("not a regular file"));
   ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
-  EXPECT_THAT(std::string(SafetensorsFile::Open(directory / "fifo").status().message()), HasSubstr("not a regular file"));
+  EXPECT_THAT(std::string(SafetensorsFile::Open(directory / "fifo").status().message()),
+              HasSubstr("not a regular file"));
 }
 
 // ---- reading good files
@@ -204,9 +224,8 @@ TEST(SafetensorsFileTest, AFileThatShrinksIsAnError) {
   std::vector<std::byte> out(8);
   const absl::Status status = file->Read(file->tensors()[0], 0_B, out);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()),
-              AllOf(HasSubstr(directory / "f"), HasSubstr("\"w\""),
-                    HasSubstr("ends at byte " + std::to_string(content.size() - 3))));
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory / "f"), HasSubstr("\"w\""),
+                                                   HasSubstr("ends at byte " + std::to_string(content.size() - 3))));
 }
 
 TEST(SafetensorsFileTest, IsReadByManyThreads) {
@@ -219,7 +238,8 @@ TEST(SafetensorsFileTest, IsReadByManyThreads) {
     threads.emplace_back([&] {
       for (int i = 0; i < 1000; ++i) {
         std::string out(2, '\0');
-        ASSERT_TRUE(file->Read(file->tensors()[0], Bytes(unsigned(i % 7)), std::as_writable_bytes(std::span(out))).ok());
+        ASSERT_TRUE(
+            file->Read(file->tensors()[0], Bytes(unsigned(i % 7)), std::as_writable_bytes(std::span(out))).ok());
         ASSERT_EQ(out[0], '0' + i % 7);
       }
     });
@@ -235,7 +255,8 @@ TEST(SafetensorsWriterTest, WhatIsWrittenIsRead) {
   const TestDirectory directory;
   const std::string path = directory / "out.safetensors";
   {
-    absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(path, kTwoTensors, {{"format", "pt"}, {"k", "v"}});
+    absl::StatusOr<SafetensorsWriter> writer =
+        SafetensorsWriter::Create(path, kTwoTensors, {{"format", "pt"}, {"k", "v"}});
     ASSERT_TRUE(writer.ok()) << writer.status();
     ASSERT_TRUE(writer->Append(AsBytes("0123")).ok());
     ASSERT_TRUE(writer->Append(AsBytes("4567ab")).ok());
@@ -332,7 +353,8 @@ TEST(SafetensorsWriterTest, AFullDiskIsAnErrorThatNamesFileAndBytes) {
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old_limit), 0);
   const rlimit limit{1024, old_limit.rlim_max};
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &limit), 0);
-  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(directory / "f", {{"a", Dtype::kU8, {4096}}}, {});
+  absl::StatusOr<SafetensorsWriter> writer =
+      SafetensorsWriter::Create(directory / "f", {{"a", Dtype::kU8, {4096}}}, {});
   const absl::Status status = writer.ok() ? writer->Append(std::vector<std::byte>(4096)) : writer.status();
   ::setrlimit(RLIMIT_FSIZE, &old_limit);
   std::signal(SIGXFSZ, old_handler);

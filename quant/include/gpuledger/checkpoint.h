@@ -55,7 +55,7 @@ struct WrittenCheckpoint {
   std::vector<std::string> left_out;  // "NAME (why)" for each file and directory that did not
 };
 
-// Writes the directory `out`, complete or not at all: it is built under a hidden name beside `out`, synced, and renamed.
+// Writes the directory `out`, complete or not at all: it is built under a hidden name beside it, synced, and renamed.
 // `tensors` may be in any order. Of the source directory, config.json is read and files of at most 64 MiB that hold no
 // weights are copied, also from direct subdirectories; symbolic links are followed if they stay in the directory or in
 // the blobs of its Hugging Face cache entry.
