@@ -90,9 +90,18 @@ class Generator {
 // False for a dtype that is not quantized.
 bool FloatTypeOf(gpuledger::Dtype dtype, gpuledger::FloatType* type, c10::ScalarType* scalar) {
   switch (dtype) {
-    case gpuledger::Dtype::kF32: *type = gpuledger::FloatType::kFloat32; *scalar = at::kFloat; return true;
-    case gpuledger::Dtype::kF16: *type = gpuledger::FloatType::kFloat16; *scalar = at::kHalf; return true;
-    case gpuledger::Dtype::kBF16: *type = gpuledger::FloatType::kBFloat16; *scalar = at::kBFloat16; return true;
+    case gpuledger::Dtype::kF32:
+      *type = gpuledger::FloatType::kFloat32;
+      *scalar = at::kFloat;
+      return true;
+    case gpuledger::Dtype::kF16:
+      *type = gpuledger::FloatType::kFloat16;
+      *scalar = at::kHalf;
+      return true;
+    case gpuledger::Dtype::kBF16:
+      *type = gpuledger::FloatType::kBFloat16;
+      *scalar = at::kBFloat16;
+      return true;
     default: return false;
   }
 }
@@ -197,7 +206,9 @@ int Run(const Options& options) {
   fmt::print("\nThe load peaked at {} in use and ends with {}, of which {} are the 4-bit weights.\n",
              Mebibytes(ledger.usage().peak), Mebibytes(ledger.usage().in_use), Mebibytes(quantized));
   const size_t left = ledger.residuals().size();
-  if (!options.all && left > shown) fmt::print("All {} names: --all. The same load without the leak: --poison.\n", left);
+  if (!options.all && left > shown) {
+    fmt::print("All {} names: --all. The same load without the leak: --poison.\n", left);
+  }
   return left == 0 ? kFine : kResidual;
 }
 

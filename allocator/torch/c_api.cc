@@ -119,9 +119,11 @@ int gpuledger_torch_push_owner(const char* path, const char* role, uint64_t* tok
 int gpuledger_torch_pop_owner(uint64_t token) noexcept {
   return Guard([&]() -> absl::Status {
     std::deque<Scope>& stack = ThreadScopes();
-    const auto scope = std::find_if(stack.begin(), stack.end(),
-                                    [token](const Scope& s) { return s.token == token && !s.ended; });
-    if (scope == stack.end()) return absl::InvalidArgumentError("an owner scope ends on a thread where it did not begin");
+    const auto scope =
+        std::find_if(stack.begin(), stack.end(), [token](const Scope& s) { return s.token == token && !s.ended; });
+    if (scope == stack.end()) {
+      return absl::InvalidArgumentError("an owner scope ends on a thread where it did not begin");
+    }
     scope->ended = true;
     const bool innermost = stack.back().ended;
     while (!stack.empty() && stack.back().ended) stack.pop_back();
@@ -152,7 +154,8 @@ int gpuledger_torch_usage(const char* owner, const char* role, gpuledger_torch_u
   });
 }
 
-int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references, gpuledger_torch_report* report) noexcept {
+int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,
+                            gpuledger_torch_report* report) noexcept {
   return Guard([&]() -> absl::Status {
     *report = {};
     const auto& impl = *static_cast<const c10::TensorImpl*>(tensor_impl);
@@ -174,8 +177,8 @@ int gpuledger_torch_consume(void* tensor_impl, const char* weight, int policy, u
     auto& impl = *static_cast<c10::TensorImpl*>(tensor_impl);
     const OwnReferences own{.python_references = own_python_references};
     if (impl.has_storage()) Fill(CountHolders(impl, own), report);
-    const absl::StatusOr<ConsumeReport> done = ConsumeStorage(impl, own, weight, static_cast<ConsumePolicy>(policy),
-                                                              [] { return absl::OkStatus(); });
+    const absl::StatusOr<ConsumeReport> done =
+        ConsumeStorage(impl, own, weight, static_cast<ConsumePolicy>(policy), [] { return absl::OkStatus(); });
     if (!done.ok()) return done.status();
     report->bytes = done->bytes.count();
     report->charged = done->charged.count();

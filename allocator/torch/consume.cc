@@ -44,8 +44,8 @@ absl::Status Refusal(const ConsumeReport& report) {
   }
   const uint64_t count = report.holders.total();
   return absl::FailedPreconditionError(fmt::format(
-      "weight '{}' ({}, {}) is not the caller's alone: {} more {} ({}). Drop them before it is quantized, or consume it "
-      "with policy poison (free the bytes all the same) or report (leave them)",
+      "weight '{}' ({}, {}) is not the caller's alone: {} more {} ({}). Drop them before it is quantized, or consume "
+      "it with policy poison (free the bytes all the same) or report (leave them)",
       report.weight, ToString(report.bytes), paid_by, count, count == 1 ? "reference" : "references",
       Describe(report.holders)));
 }
@@ -54,9 +54,9 @@ absl::Status Refusal(const ConsumeReport& report) {
 void Poison(c10::StorageImpl& storage, std::string_view weight) {
   const Bytes size(storage.nbytes());
   storage.set_data_ptr_noswap(c10::DataPtr(nullptr, storage.device()));
-  storage.release_data_and_set_meta_custom_data_ptr_error_msg_(
-      fmt::format("gpuledger: weight '{}' was consumed: its {} were freed once it was quantized, and this tensor shared them",
-                  weight, ToString(size)));
+  storage.release_data_and_set_meta_custom_data_ptr_error_msg_(fmt::format(
+      "gpuledger: weight '{}' was consumed: its {} were freed once it was quantized, and this tensor shared them",
+      weight, ToString(size)));
 }
 
 }  // namespace
@@ -103,7 +103,8 @@ absl::StatusOr<ConsumeReport> ConsumeStorage(c10::TensorImpl& impl, OwnReference
   if (report.obstacle.empty() && !(shared && policy == ConsumePolicy::kReport)) {
     if (!report.bytes.is_zero()) Poison(storage, weight);
     if (charge && StillLive(*charge)) {
-      return absl::InternalError(fmt::format("weight '{}': its storage was dropped, but the ledger still has it", weight));
+      return absl::InternalError(
+          fmt::format("weight '{}': its storage was dropped, but the ledger still has it", weight));
     }
     report.freed = true;
   }

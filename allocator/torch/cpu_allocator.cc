@@ -21,7 +21,8 @@ void Free(void* block);
 
 class LedgerCpuAllocator final : public c10::Allocator {
  public:
-  explicit LedgerCpuAllocator(CachingAllocator& core) : core_(core), stream_(Stream::Default(core.upstream().device())) {}
+  explicit LedgerCpuAllocator(CachingAllocator& core)
+      : core_(core), stream_(Stream::Default(core.upstream().device())) {}
 
   c10::DataPtr allocate(size_t size) override {
     const c10::Device kCpu(c10::DeviceType::CPU);

@@ -138,7 +138,9 @@ std::string Obstacle(const c10::StorageImpl& storage) {
   if (storage.allocator() == nullptr || data.get_context() == nullptr) {
     return "its bytes are a blob that something else owns (from_blob, from_numpy, shared memory)";
   }
-  if (!storage.resizable()) return "its bytes were exported (a NumPy array, a slice of a storage): it is marked not resizable";
+  if (!storage.resizable()) {
+    return "its bytes were exported (a NumPy array, a slice of a storage): it is marked not resizable";
+  }
   return "";
 }
 
@@ -150,9 +152,9 @@ void WatchSource(const at::Tensor& tensor, OwnerId owner) {
     std::erase_if(registry.watches, [](const Watch& watch) { return watch.storage.expired(); });
     registry.prune_at = std::max<size_t>(64, 2 * registry.watches.size());
   }
-  registry.watches.push_back({owner,
-                              c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(tensor.getIntrusivePtr()),
-                              tensor.storage().getWeakStorageImpl()});
+  registry.watches.push_back(
+      {owner, c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(tensor.getIntrusivePtr()),
+       tensor.storage().getWeakStorageImpl()});
 }
 
 std::vector<WatchedStorage> Holders(OwnerId owner) {

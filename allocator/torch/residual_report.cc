@@ -48,7 +48,8 @@ std::string ResidualReport(const ResidualReportOptions& options) {
   };
   std::string out;
   if (const uint64_t open = ledger.open_lineages(); open > 0) {
-    out += fmt::format("{} {} still being quantized: not the last word.\n", open, open == 1 ? "weight is" : "weights are");
+    out +=
+        fmt::format("{} {} still being quantized: not the last word.\n", open, open == 1 ? "weight is" : "weights are");
   }
   if (all.empty()) return out + paint("32", "No weight left source or staging bytes behind.") + "\n";
 

@@ -73,7 +73,8 @@ TEST_P(TorchSharingTest, IsRefusedWithCountOwnerAndHolders) {
   ASSERT_EQ(report.status().code(), absl::StatusCode::kFailedPrecondition);
   const std::string message(report.status().message());
   const uint64_t count = GetParam().tensor_handles + GetParam().aliases;
-  EXPECT_THAT(message, HasSubstr("weight 'layers.3.up_proj.weight' (128 B, paid by 'layers.3.up_proj.weight' as source)"));
+  EXPECT_THAT(message,
+              HasSubstr("weight 'layers.3.up_proj.weight' (128 B, paid by 'layers.3.up_proj.weight' as source)"));
   EXPECT_THAT(message, HasSubstr(std::to_string(count) + " more reference"));
   EXPECT_TRUE(source.defined());
   EXPECT_EQ(source.sum().item<float>(), 32.0f);

@@ -118,8 +118,8 @@ class TestOwners:
         assert gpuledger.usage("after") == 512 * tensor.numel()
 
     def test_an_unknown_role_is_named(self):
-        with pytest.raises(ValueError, match="'weights' is not a role; roles are source, "), gpuledger.owner("a", "weights"):
-            pass
+        with pytest.raises(ValueError, match="'weights' is not a role; roles are source, "):
+            gpuledger.owner("a", "weights").__enter__()
         with pytest.raises(ValueError, match="not a role"):
             gpuledger.usage(role="weights")
 

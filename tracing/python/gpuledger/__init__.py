@@ -36,7 +36,7 @@ def owner(name: str, role: str = "other") -> Iterator[None]:
 
 
 def usage(owner: str | None = None, role: str | None = None) -> int:
-    """Bytes in use, rounding included: of all owners, of one ``owner``, of one ``role``, or of one role of one owner."""
+    """Bytes in use, rounding included: of all owners, one ``owner``, one ``role``, or one role of one owner."""
     found = Usage()
     check(
         library().gpuledger_torch_usage(

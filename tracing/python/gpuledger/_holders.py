@@ -1,8 +1,8 @@
 """Names the holders of a tensor's storage as far as Python can see them: names in frames, containers, attributes.
 
-Counts say how many, not who, so this looks: every tensor the garbage collector tracks that shares the storage, and what
-refers to it. It costs time in proportion to the number of objects, and runs only when a holder was counted. Tensors held
-by C++ alone (autograd, std::vector) have no name here.
+Counts say how many, not who, so this looks: every tensor the garbage collector tracks that shares the storage, and
+what refers to it. It costs time in proportion to the number of objects, and runs only when a holder was counted.
+Tensors held by C++ alone (autograd, std::vector) have no name here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""gpuledger under PyTorch: the CPU allocator, and :func:`consume`, the reference-aware last step of a weight's source."""
+"""gpuledger under PyTorch: the CPU allocator, and :func:`consume`, the last step of a weight's source."""
 
 from __future__ import annotations
 
@@ -115,5 +115,12 @@ def consume(
         raise RuntimeError(message)
     check(status)
     return ConsumeReport(
-        weight, report.bytes, report.charged, holders, known, bool(report.freed), report.remaining, bool(report.freeable)
+        weight=weight,
+        bytes=report.bytes,
+        charged=report.charged,
+        holders=holders,
+        known=known,
+        freed=bool(report.freed),
+        remaining=report.remaining,
+        freeable=bool(report.freeable),
     )

@@ -63,9 +63,9 @@ GPULEDGER_TORCH_API int gpuledger_torch_uninstall_cpu(void) GPULEDGER_TORCH_NOEX
 /* 1 or 0, not a status. */
 GPULEDGER_TORCH_API int gpuledger_torch_cpu_installed(void) GPULEDGER_TORCH_NOEXCEPT;
 
-/* What this thread allocates is paid by `path`, below the scope around it, until the scope is popped. `role` is a role's
- * name. Scopes are popped by the token they gave, on the thread that pushed them, the innermost first; one that is popped
- * too early ends with the one above it, and is INVALID_ARGUMENT. */
+/* What this thread allocates is paid by `path`, below the scope around it, until the scope is popped. `role` is a
+ * role's name. Scopes are popped by the token they gave, on the thread that pushed them, the innermost first; one that
+ * is popped too early ends with the one above it, and is INVALID_ARGUMENT. */
 GPULEDGER_TORCH_API int gpuledger_torch_push_owner(const char* path, const char* role, uint64_t* token)
     GPULEDGER_TORCH_NOEXCEPT;
 GPULEDGER_TORCH_API int gpuledger_torch_pop_owner(uint64_t token) GPULEDGER_TORCH_NOEXCEPT;
@@ -74,11 +74,11 @@ GPULEDGER_TORCH_API int gpuledger_torch_pop_owner(uint64_t token) GPULEDGER_TORC
 GPULEDGER_TORCH_API int gpuledger_torch_usage(const char* owner, const char* role, gpuledger_torch_usage_t* usage)
     GPULEDGER_TORCH_NOEXCEPT;
 
-/* `tensor_impl` is tensor._cdata. `own_python_references`: references to the tensor object that are the caller's own. */
+/* `tensor_impl` is tensor._cdata. `own_python_references`: references to the tensor object that are the caller's. */
 GPULEDGER_TORCH_API int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,
                                                 gpuledger_torch_report* report) GPULEDGER_TORCH_NOEXCEPT;
-/* Consume. The tensor object stays, and raises the weight's name when it is read after its bytes were freed. `report` is
- * filled in as far as it is known, also on failure. */
+/* Consume. The tensor object stays, and raises the weight's name when it is read after its bytes were freed. `report`
+ * is filled in as far as it is known, also on failure. */
 GPULEDGER_TORCH_API int gpuledger_torch_consume(void* tensor_impl, const char* weight, int policy,
                                                 uint64_t own_python_references, gpuledger_torch_report* report)
     GPULEDGER_TORCH_NOEXCEPT;

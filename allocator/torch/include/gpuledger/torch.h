@@ -91,20 +91,23 @@ struct ConsumeReport {
   Bytes charged;         // the ledger's charge for it; zero if it is not in the ledger
   HolderCounts holders;  // beyond the caller's handle, counted just before the bytes were freed
   bool freed = false;
-  Bytes remaining;       // the payer's source and staging bytes after the step, from the ledger: 0 proves nothing is left
+  Bytes remaining;       // the payer's source and staging bytes after the step, from the ledger; 0 proves that nothing
+                         // is left of a storage that was in it
   std::string obstacle;  // kReport: why these bytes cannot be freed through a tensor; empty if they can
 };
 
 // The last step of a weight's source: checks who else shares the storage, lets `read` use the tensor (quantize it),
-// checks again, and frees the bytes now instead of when the last reference goes. After freeing, `tensor` is undefined and
-// any other tensor on the storage throws when it is read: indexing by tensor or mask, printing, copying, arithmetic,
-// data_ptr, item. A basic index or view() only makes another view, whose reading throws.
+// checks again, and frees the bytes now instead of when the last reference goes. After freeing, `tensor` is undefined
+// and any other tensor on the storage throws when it is read: indexing by tensor or mask, printing, copying,
+// arithmetic, data_ptr, item. A basic index or view() only makes another view, whose reading throws.
 // Errors: kFailedPrecondition, shared under kRefuse; kPermissionDenied, bytes that are not ours to free (NumPy exports,
-// mapped files, blobs, copy-on-write siblings), under kRefuse and kPoison; kInvalidArgument, a tensor without storage or
-// one that was consumed before; `read`'s own. After an error nothing is freed and `tensor` is as it was.
+// mapped files, blobs, copy-on-write siblings), under kRefuse and kPoison; kInvalidArgument, a tensor without storage
+// or one that was consumed before; `read`'s own. After an error nothing is freed and `tensor` is as it was.
 // Synchronises the device: no; the block is freed in stream order.
-GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight, ConsumePolicy policy);
-GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight, ConsumePolicy policy,
+GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight,
+                                                       ConsumePolicy policy);
+GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight,
+                                                       ConsumePolicy policy,
                                                        absl::FunctionRef<absl::Status(const at::Tensor&)> read);
 
 // --- The report at the end of a load ---------------------------------------------------------------------------------
