@@ -97,8 +97,9 @@ absl::Status AppendEntry(const Entry& entry, std::vector<std::byte>& piece, Safe
 
 absl::Status WriteModel(const std::string& path, const std::vector<Entry>& entries) {
   std::vector<TensorSpec> specs;
+  specs.reserve(entries.size());
   for (const Entry& entry : entries) specs.push_back(entry.spec);
-  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(path, std::move(specs), {{"format", "pt"}});
+  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(path, specs, {{"format", "pt"}});
   if (!writer.ok()) return writer.status();
   std::vector<std::byte> piece;
   for (const Entry& entry : entries) {

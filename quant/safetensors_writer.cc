@@ -89,8 +89,9 @@ SafetensorsWriter::SafetensorsWriter(SafetensorsWriter&&) noexcept = default;
 SafetensorsWriter& SafetensorsWriter::operator=(SafetensorsWriter&&) noexcept = default;
 SafetensorsWriter::~SafetensorsWriter() = default;
 
-absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(const std::string& path, std::vector<TensorSpec> tensors,
-                                                            std::vector<std::pair<std::string, std::string>> metadata) {
+absl::StatusOr<SafetensorsWriter> SafetensorsWriter::Create(
+    const std::string& path, const std::vector<TensorSpec>& tensors,
+    const std::vector<std::pair<std::string, std::string>>& metadata) {
   uint64_t data_size = 0;
   const absl::StatusOr<std::string> header = MakeHeader(path, tensors, metadata, &data_size);
   if (!header.ok()) return header.status();

@@ -292,8 +292,9 @@ TEST(SafetensorsWriterTest, TooMuchAndTooLittleDataAreErrors) {
 
 TEST(SafetensorsWriterTest, WhatCannotBeWrittenIsRefusedBeforeAnythingIs) {
   const TestDirectory directory;
-  const auto create = [&](std::vector<TensorSpec> tensors, std::vector<std::pair<std::string, std::string>> metadata) {
-    return SafetensorsWriter::Create(directory / "f", std::move(tensors), std::move(metadata)).status().code();
+  const auto create = [&](const std::vector<TensorSpec>& tensors,
+                          const std::vector<std::pair<std::string, std::string>>& metadata) {
+    return SafetensorsWriter::Create(directory / "f", tensors, metadata).status().code();
   };
   constexpr uint64_t kHuge = uint64_t{1} << 62;
   EXPECT_EQ(create({{"a", Dtype::kU8, {1}}, {"a", Dtype::kU8, {1}}}, {}), absl::StatusCode::kInvalidArgument);

@@ -69,8 +69,8 @@ struct TensorSpec {
 class GPULEDGER_EXPORT SafetensorsWriter {
  public:
   // kAlreadyExists if `path` exists. The header is written at once: alignment-padded, tensors in the given order.
-  static absl::StatusOr<SafetensorsWriter> Create(const std::string& path, std::vector<TensorSpec> tensors,
-                                                  std::vector<std::pair<std::string, std::string>> metadata);
+  static absl::StatusOr<SafetensorsWriter> Create(const std::string& path, const std::vector<TensorSpec>& tensors,
+                                                  const std::vector<std::pair<std::string, std::string>>& metadata);
   SafetensorsWriter(SafetensorsWriter&&) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) noexcept;
   ~SafetensorsWriter();  // without Finish: removes the temporary file
