@@ -1,0 +1,57 @@
+// cli/commands.h - the subcommands: what their flags say, and what they answer the shell.
+#pragma once
+
+#include <string>
+
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "gpuledger/plan.h"
+
+namespace gpuledger::cli {
+
+// DESIGN section 9.
+enum class ExitCode : int {
+  kFine = 0,
+  kInternal = 1,       // an internal error, or a check that could not be made
+  kUsage = 2,          // usage or bad input
+  kAssertion = 3,      // residual, staging budget, plan audit, ownerless bytes
+  kOutOfMemory = 4,    // or over the cap
+};
+
+// The flags that plan and load share, as they were typed.
+struct ModelFlags {
+  std::string model;
+  std::string quant = "nf4";
+  std::string device = "cpu";
+  std::string slot_size = "8MiB";
+  std::string cap;  // empty: none
+  uint64_t block = 64;
+  uint64_t slots = 2;
+  bool json = false;
+};
+
+struct PlanFlags : ModelFlags {
+  bool all = false;
+};
+
+struct LoadFlags : ModelFlags {
+  std::string out;          // empty: nothing is written
+  std::string plant_fault;  // empty: none
+};
+
+ExitCode RunPlan(const PlanFlags& flags);
+ExitCode RunLoad(const LoadFlags& flags);
+
+// What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.
+absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags);
+
+// Where MODEL is: a directory, or a name in the local Hugging Face cache (its snapshot of `main`). kNotFound otherwise.
+absl::StatusOr<std::string> ModelDirectory(const std::string& model);
+
+ExitCode CodeFor(const absl::Status& status);
+// Says on stderr what went wrong, with --json also on stdout, and returns the code.
+ExitCode Fail(const absl::Status& status, bool json);
+ExitCode Fail(ExitCode code, std::string_view message, bool json);
+
+}  // namespace gpuledger::cli

@@ -1,0 +1,83 @@
+#include <filesystem>
+
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "figures.h"
+#include "gpuledger/host_upstream.h"
+#include "json.h"
+#include "load_text.h"
+
+namespace gpuledger::cli {
+namespace {
+
+// Checks what can be checked before a byte is read.
+absl::Status CheckOut(const std::string& out) {
+  std::error_code error;
+  if (out.empty()) return absl::OkStatus();
+  if (std::filesystem::exists(out, error)) return absl::AlreadyExistsError(fmt::format("--out {}: exists already", out));
+  const std::filesystem::path parent = std::filesystem::absolute(std::filesystem::path(out), error).lexically_normal().parent_path();
+  if (!std::filesystem::is_directory(out.back() == '/' ? parent.parent_path() : parent, error)) {
+    return absl::NotFoundError(fmt::format("--out {}: the directory it is to be in does not exist", out));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& result, const std::string& out) {
+  const absl::StatusOr<std::vector<CheckpointTensor>> tensors = result.model.CheckpointTensors();
+  if (!tensors.ok()) return tensors.status();
+  return WriteNf4Checkpoint(plan.directory, out, *tensors);
+}
+
+}  // namespace
+
+ExitCode RunLoad(const LoadFlags& flags) {
+  absl::StatusOr<LoadOptions> options = OptionsFrom(flags);
+  if (!options.ok()) return Fail(options.status(), flags.json);
+  if (!flags.plant_fault.empty() && !ParseLoadFault(flags.plant_fault, &options->fault)) {
+    return Fail(ExitCode::kUsage, fmt::format("--plant-fault {}: residual, staging, audit or ownerless", flags.plant_fault), flags.json);
+  }
+  if (absl::Status status = CheckOut(flags.out); !status.ok()) return Fail(status, flags.json);
+  const absl::StatusOr<std::string> directory = ModelDirectory(flags.model);
+  if (!directory.ok()) return Fail(directory.status(), flags.json);
+  HostAnonymousUpstream upstream;
+  const absl::StatusOr<LoadPlan> plan = PlanLoad(*directory, *options, upstream.memory_info().free);
+  if (!plan.ok()) return Fail(plan.status(), flags.json);
+
+  std::FILE* const out = flags.json ? stderr : stdout;
+  const Style style(out);
+  fmt::print(out, "{}", LoadPromise(*plan, style));
+  std::fflush(out);
+  absl::StatusOr<LoadResult> result = [&] {
+    ProgressBar bar("loading");
+    return Load(*plan, upstream, [&](Bytes done, Bytes total) { bar.Update(done, total); });
+  }();
+  if (!result.ok()) return Fail(result.status(), flags.json);
+  fmt::print(out, "{}", LoadProof(*plan, *result, style));
+
+  nlohmann::ordered_json json = LoadJson(*result);
+  if (!flags.out.empty() && result->passed()) {
+    const absl::StatusOr<WrittenCheckpoint> written = Write(*plan, *result, flags.out);
+    if (!written.ok()) {
+      // A full disk is no memory error.
+      const bool disk = absl::IsResourceExhausted(written.status());
+      return Fail(disk ? ExitCode::kInternal : CodeFor(written.status()), std::string(written.status().message()), flags.json);
+    }
+    fmt::print(out, "  {} written to {}, {} other files beside it\n", Human(written->model_bytes), flags.out, written->copied.size());
+    for (const std::string& left_out : written->left_out) fmt::print(out, "{}\n", style.Dim("  left out: " + left_out));
+    json["out"] = flags.out;
+    json["out_bytes"] = written->model_bytes.count();
+  }
+  if (flags.json) PrintJson(json);
+  if (!result->passed()) {
+    if (!flags.out.empty()) fmt::print(stderr, "gpuledger: nothing was written to {}, since an assertion failed\n", flags.out);
+    return ExitCode::kAssertion;
+  }
+  if (options->fault == LoadFault::kNone && !result->as_predicted()) {
+    fmt::print(stderr, "gpuledger: the measured peak is not the predicted one, which is an error of this program\n");
+    return ExitCode::kInternal;
+  }
+  return ExitCode::kFine;
+}
+
+}  // namespace gpuledger::cli

@@ -1,0 +1,58 @@
+#include "terminal.h"
+
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include <fmt/format.h>
+
+#include "figures.h"
+
+namespace gpuledger::cli {
+namespace {
+
+bool IsSet(const char* name) {
+  const char* const value = std::getenv(name);
+  return value != nullptr && *value != '\0';
+}
+
+bool IsCapable(std::FILE* stream) {
+  const char* const term = std::getenv("TERM");
+  return isatty(fileno(stream)) != 0 && (term == nullptr || std::string_view(term) != "dumb");
+}
+
+}  // namespace
+
+Style::Style(std::FILE* stream) : colour_(IsCapable(stream) && !IsSet("NO_COLOR")) {}
+
+std::string Style::Paint(std::string_view code, std::string_view text) const {
+  return colour_ ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::string(text);
+}
+
+ProgressBar::ProgressBar(std::string_view label)
+    : label_(label),
+      terminal_(IsCapable(stderr)),
+      start_(std::chrono::steady_clock::now()),
+      next_(start_ + std::chrono::seconds(1)) {}
+
+void ProgressBar::Update(Bytes done, Bytes total) {
+  if (!terminal_) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (now < next_ || total.is_zero()) return;
+  next_ = now + std::chrono::milliseconds(100);
+  constexpr int kWidth = 30;
+  const double part = static_cast<double>(done.count()) / static_cast<double>(total.count());
+  const int filled = static_cast<int>(part * kWidth);
+  const std::chrono::duration<double> took = now - start_;
+  fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {} of {}  {:.2f} GB/s", label_, "", filled, "",
+             kWidth - filled, 100 * part, Human(done), Human(total), static_cast<double>(done.count()) / 1e9 / took.count());
+  std::fflush(stderr);
+  drawn_ = true;
+}
+
+void ProgressBar::Erase() {
+  if (drawn_) fmt::print(stderr, "\r\x1b[K");
+  drawn_ = false;
+}
+
+}  // namespace gpuledger::cli
