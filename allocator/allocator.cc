@@ -116,7 +116,8 @@ absl::Status CachingAllocator::Transfer(DevicePtr address, Payer to) {
 
 absl::StatusOr<LiveAllocation> CachingAllocator::Find(DevicePtr address) const {
   MutexLock lock(impl_->mutex);
-  const Block* block = impl_->BlockHolding(address);
+  const auto starts_there = impl_->index.find(address.address());
+  const Block* block = starts_there != impl_->index.end() ? starts_there->second : impl_->BlockHolding(address);
   if (block != nullptr) {
     if (const auto* in_use = std::get_if<InUse>(&block->state)) return in_use->charge.info();
     if (const auto* pending = std::get_if<Pending>(&block->state)) return pending->charge.info();

@@ -77,7 +77,7 @@ struct GPULEDGER_EXPORT LoadPlan {
   Bytes staging_budget_bytes;     // slots * slot, charged
   Bytes predicted_in_use_bytes;   // peak, charged
   Bytes predicted_peak_bytes;     // reserved
-  bool fits;                      // predicted peak within options.cap and `available`
+  bool fits = false;                      // predicted peak within options.cap and `available`
 
   [[nodiscard]] uint64_t quantized_count() const;
   [[nodiscard]] Bytes source_bytes() const;  // what a load reads
