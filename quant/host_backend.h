@@ -33,11 +33,11 @@ class HostBackend final : public LoadBackend {
   const SafetensorsFile& file_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Request> waiting_;        // guarded by mutex_, as is all below
+  std::deque<Request> waiting_;  // guarded by mutex_, as is all below
   std::deque<absl::Status> finished_;
-  uint64_t outstanding_ = 0;           // started, and not waited for
+  uint64_t outstanding_ = 0;  // started, and not waited for
   bool stop_ = false;
-  std::thread reader_;                 // last: it uses the others
+  std::thread reader_;  // last: it uses the others
 };
 
 }  // namespace gpuledger

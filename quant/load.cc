@@ -1,11 +1,11 @@
 #include "gpuledger/load.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <utility>
-
-#include <fmt/format.h>
 
 #include "host_backend.h"
 #include "load_audit.h"
@@ -17,10 +17,14 @@ namespace gpuledger {
 
 std::string_view AssertionName(LoadAssertion assertion) {
   switch (assertion) {
-    case LoadAssertion::kResidual: return "residual";
-    case LoadAssertion::kStaging: return "staging";
-    case LoadAssertion::kAudit: return "audit";
-    case LoadAssertion::kOwnerless: return "ownerless";
+    case LoadAssertion::kResidual:
+      return "residual";
+    case LoadAssertion::kStaging:
+      return "staging";
+    case LoadAssertion::kAudit:
+      return "audit";
+    case LoadAssertion::kOwnerless:
+      return "ownerless";
   }
   return "";
 }
@@ -31,7 +35,10 @@ bool LoadResult::holds(LoadAssertion assertion) const {
 
 LoadedModel::LoadedModel(std::unique_ptr<RecordSink> sink, std::unique_ptr<CachingAllocator> allocator,
                          std::vector<LoadedWeight> weights, std::vector<Buffer> strays)
-    : sink_(std::move(sink)), allocator_(std::move(allocator)), weights_(std::move(weights)), strays_(std::move(strays)) {}
+    : sink_(std::move(sink)),
+      allocator_(std::move(allocator)),
+      weights_(std::move(weights)),
+      strays_(std::move(strays)) {}
 
 LoadedModel& LoadedModel::operator=(LoadedModel&& other) noexcept {
   weights_ = std::move(other.weights_);  // the old blocks die before their allocator
@@ -42,7 +49,8 @@ LoadedModel& LoadedModel::operator=(LoadedModel&& other) noexcept {
 }
 
 const LoadedWeight* LoadedModel::Find(std::string_view name) const {
-  const auto found = std::find_if(weights_.begin(), weights_.end(), [=](const auto& w) { return w.tensor.name == name; });
+  const auto found =
+      std::find_if(weights_.begin(), weights_.end(), [=](const auto& w) { return w.tensor.name == name; });
   return found == weights_.end() ? nullptr : &*found;
 }
 
@@ -65,10 +73,12 @@ absl::StatusOr<std::vector<CheckpointTensor>> LoadedModel::CheckpointTensors() c
     FloatType type = FloatType::kFloat32;
     FloatTypeOf(t.dtype, &type);
     const Nf4Layout layout = Nf4Layout::Of(t.elements);
-    tensors.emplace_back(QuantizedWeight{
-        t.name, t.shape, type,
-        {reinterpret_cast<const uint8_t*>(data), Nf4PackedBytes(t.elements).count()},
-        {reinterpret_cast<const float*>(data + layout.absmax_at.count()), Nf4Blocks(t.elements)}});
+    tensors.emplace_back(
+        QuantizedWeight{t.name,
+                        t.shape,
+                        type,
+                        {reinterpret_cast<const uint8_t*>(data), Nf4PackedBytes(t.elements).count()},
+                        {reinterpret_cast<const float*>(data + layout.absmax_at.count()), Nf4Blocks(t.elements)}});
   }
   return tensors;
 }
@@ -76,8 +86,8 @@ absl::StatusOr<std::vector<CheckpointTensor>> LoadedModel::CheckpointTensors() c
 absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream, const LoadProgress& progress,
                                 RecordSink* sink) {
   if (!upstream.capabilities().host_accessible) {
-    return absl::UnimplementedError(fmt::format("this build loads into memory that the host can reach; {} is not",
-                                                upstream.name()));
+    return absl::UnimplementedError(
+        fmt::format("this build loads into memory that the host can reach; {} is not", upstream.name()));
   }
   const bool faulty = plan.options.fault != LoadFault::kNone;
   if (faulty && plan.quantized_count() == 0) {

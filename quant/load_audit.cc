@@ -1,12 +1,12 @@
 #include "load_audit.h"
 
-#include <algorithm>
-#include <array>
-#include <cstring>
-
 #include <absl/container/flat_hash_map.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
 
 namespace gpuledger {
 namespace {
@@ -106,7 +106,8 @@ class Auditor {
     std::vector<std::string> holders;
     for (const StagingWatch::Staged& s : staged) {
       by_owner[s.owner] += s.charged;
-      holders.push_back(fmt::format("{} {} (allocation {})", NameOf(s.owner), ToString(s.charged), s.allocation.value()));
+      holders.push_back(
+          fmt::format("{} {} (allocation {})", NameOf(s.owner), ToString(s.charged), s.allocation.value()));
     }
     std::string largest;
     Bytes most;
@@ -115,8 +116,9 @@ class Auditor {
     }
     const Bytes over = result_.staging_peak_bytes - plan_.staging_budget_bytes;
     Fail(LoadAssertion::kStaging, largest, over,
-         fmt::format("{} were staged at one instant, {} over the budget of {}: {}.", ToString(result_.staging_peak_bytes),
-                     ToString(over), ToString(plan_.staging_budget_bytes), fmt::join(holders, "; ")));
+         fmt::format("{} were staged at one instant, {} over the budget of {}: {}.",
+                     ToString(result_.staging_peak_bytes), ToString(over), ToString(plan_.staging_budget_bytes),
+                     fmt::join(holders, "; ")));
   }
 
   void CheckFormats() {
@@ -208,7 +210,8 @@ AllocationSet LiveSourceAndStaging(const Ledger& ledger) {
   return ids;
 }
 
-absl::Status AuditLoad(const LoadPlan& plan, const AllocationSet& before, const StagingWatch& watch, LoadResult& result) {
+absl::Status AuditLoad(const LoadPlan& plan, const AllocationSet& before, const StagingWatch& watch,
+                       LoadResult& result) {
   if (absl::Status status = result.model.allocator().Settle(); !status.ok()) return status;
   if (absl::Status status = result.model.allocator().CheckInvariants(); !status.ok()) return status;
   Auditor(plan, before, watch, result).Run();

@@ -16,6 +16,7 @@ AllocationSet LiveSourceAndStaging(const Ledger& ledger);
 
 // Settles, then fills in what result.model's ledger says: figures, audit, residuals, failures. `before` is
 // LiveSourceAndStaging from before the load. An error means that the checks could not be made.
-absl::Status AuditLoad(const LoadPlan& plan, const AllocationSet& before, const StagingWatch& watch, LoadResult& result);
+absl::Status AuditLoad(const LoadPlan& plan, const AllocationSet& before, const StagingWatch& watch,
+                       LoadResult& result);
 
 }  // namespace gpuledger

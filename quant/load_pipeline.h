@@ -4,10 +4,10 @@
 // moves none and runs over FakeUpstream, so a prediction cannot differ from its load.
 #pragma once
 
-#include <vector>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+
+#include <vector>
 
 #include "gpuledger/load.h"
 

@@ -1,13 +1,13 @@
 #include "gpuledger/plan.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
-#include <utility>
-
-#include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
@@ -48,14 +48,16 @@ absl::StatusOr<std::shared_ptr<const SafetensorsFile>> OpenWeights(const std::st
   if (!std::filesystem::exists(path, error)) {
     const auto has = [&](const char* name) { return std::filesystem::exists(directory + "/" + name, error); };
     if (has("model.safetensors.index.json")) {
-      return absl::NotFoundError(fmt::format(
-          "{}: not there. The checkpoint is split into shards (model.safetensors.index.json); "
-          "single-file checkpoints can be loaded so far", path));
+      return absl::NotFoundError(
+          fmt::format("{}: not there. The checkpoint is split into shards (model.safetensors.index.json); "
+                      "single-file checkpoints can be loaded so far",
+                      path));
     }
     if (has("pytorch_model.bin")) {
-      return absl::NotFoundError(fmt::format(
-          "{}: not there. pytorch_model.bin holds pickled weights, which are not read: "
-          "save the model with safe_serialization=True", path));
+      return absl::NotFoundError(
+          fmt::format("{}: not there. pytorch_model.bin holds pickled weights, which are not read: "
+                      "save the model with safe_serialization=True",
+                      path));
     }
     return absl::NotFoundError(fmt::format("{}: not there, so {} is not a model directory", path, directory));
   }
@@ -103,8 +105,8 @@ absl::Status CheckRing(const LoadOptions& options) {
   if (options.slots == 0) return absl::InvalidArgumentError("a load needs at least one slot");
   if (options.slots > 1024) return absl::InvalidArgumentError("more than 1024 slots");
   if (options.slot_size < kSlotUnit) {
-    return absl::InvalidArgumentError(fmt::format("a slot of {} is too small: at least {}", ToString(options.slot_size),
-                                                  ToString(kSlotUnit)));
+    return absl::InvalidArgumentError(
+        fmt::format("a slot of {} is too small: at least {}", ToString(options.slot_size), ToString(kSlotUnit)));
   }
   return absl::OkStatus();
 }
@@ -127,9 +129,8 @@ bool ParseLoadFault(std::string_view name, LoadFault* fault) {
 }
 
 uint64_t LoadPlan::quantized_count() const {
-  return static_cast<uint64_t>(std::count_if(weights.begin(), weights.end(), [](const PlannedWeight& w) {
-    return w.action == WeightAction::kQuantize;
-  }));
+  return static_cast<uint64_t>(std::count_if(
+      weights.begin(), weights.end(), [](const PlannedWeight& w) { return w.action == WeightAction::kQuantize; }));
 }
 
 Bytes LoadPlan::source_bytes() const {

@@ -4,9 +4,9 @@
 // it. The ledger's own Usage::peak of role `staging` is the figure; this gives the names to it.
 #pragma once
 
-#include <vector>
-
 #include <absl/container/flat_hash_map.h>
+
+#include <vector>
 
 #include "gpuledger/record.h"
 

@@ -37,8 +37,8 @@ bool IsNorm(std::string_view last) {
 
 // Output heads, tied or not: language models', and those of the task classes.
 bool IsHead(std::string_view module, std::string_view last) {
-  constexpr std::array<std::string_view, 8> kNames = {"lm_head", "embed_out",  "score",         "classifier",
-                                                      "qa_outputs", "proj_out", "seq_relationship", "output_projection"};
+  constexpr std::array<std::string_view, 8> kNames = {
+      "lm_head", "embed_out", "score", "classifier", "qa_outputs", "proj_out", "seq_relationship", "output_projection"};
   return OneOf(last, kNames) || module == "output" || EndsWith(module, "predictions.decoder") ||
          EndsWith(module, "lm_head.decoder");
 }
@@ -59,10 +59,17 @@ bool IsConv1D(const ModelConfig& config, std::string_view last) {
 
 bool FloatTypeOf(Dtype dtype, FloatType* type) {
   switch (dtype) {
-    case Dtype::kF32: *type = FloatType::kFloat32; return true;
-    case Dtype::kF16: *type = FloatType::kFloat16; return true;
-    case Dtype::kBF16: *type = FloatType::kBFloat16; return true;
-    default: return false;
+    case Dtype::kF32:
+      *type = FloatType::kFloat32;
+      return true;
+    case Dtype::kF16:
+      *type = FloatType::kFloat16;
+      return true;
+    case Dtype::kBF16:
+      *type = FloatType::kBFloat16;
+      return true;
+    default:
+      return false;
   }
 }
 

@@ -51,14 +51,16 @@ void ExpectRightBytes(const LoadPlan& plan, const LoadedModel& model) {
     std::vector<float> absmax(Nf4Blocks(tensor.elements));
     QuantizeNf4(type, source.data(), tensor.elements, {packed.data(), Nf4PackedBytes(tensor.elements).count()}, absmax);
     EXPECT_EQ(std::memcmp(DataOf(weight), packed.data(), packed.size()), 0) << tensor.name << ": codes and padding";
-    EXPECT_EQ(std::memcmp(DataOf(weight) + layout.absmax_at.count(), absmax.data(), 4 * absmax.size()), 0) << tensor.name;
+    EXPECT_EQ(std::memcmp(DataOf(weight) + layout.absmax_at.count(), absmax.data(), 4 * absmax.size()), 0)
+        << tensor.name;
     EXPECT_EQ(std::memcmp(DataOf(weight) + layout.table_at.count(), Nf4Table().data(), 64), 0) << tensor.name;
   }
 }
 
 void ExpectAllHolds(const LoadResult& result) {
-  EXPECT_TRUE(result.as_predicted()) << ToString(result.peak_bytes) << " reserved, " << ToString(result.predicted_peak_bytes)
-                                     << " predicted; in use " << ToString(result.in_use_peak_bytes) << ", "
+  EXPECT_TRUE(result.as_predicted()) << ToString(result.peak_bytes) << " reserved, "
+                                     << ToString(result.predicted_peak_bytes) << " predicted; in use "
+                                     << ToString(result.in_use_peak_bytes) << ", "
                                      << ToString(result.predicted_in_use_bytes) << " predicted";
   for (const LoadFailure& failure : result.failures) ADD_FAILURE() << failure.message;
   EXPECT_TRUE(result.residual_bytes.is_zero());
@@ -70,8 +72,10 @@ TEST_F(LoadTest, MeasuresWhatWasPredictedAndHoldsTheRightBytes) {
   std::vector<std::vector<TensorSpec>> models;
   for (const Dtype dtype : {Dtype::kF32, Dtype::kF16, Dtype::kBF16}) models.push_back(TinyModel(dtype));
   models.push_back(TinyModel(Dtype::kBF16, 1000, 3001));  // blocks cross rows, weights of several MiB
-  models.push_back({{"odd.weight", Dtype::kF32, {7, 63}}, {"one.weight", Dtype::kF16, {1, 1}},
-                    {"none.weight", Dtype::kF32, {0, 5}}, {"mixed.weight", Dtype::kBF16, {333, 129}}});
+  models.push_back({{"odd.weight", Dtype::kF32, {7, 63}},
+                    {"one.weight", Dtype::kF16, {1, 1}},
+                    {"none.weight", Dtype::kF32, {0, 5}},
+                    {"mixed.weight", Dtype::kBF16, {333, 129}}});
   models.push_back({{"only.embeddings.weight", Dtype::kF32, {100, 100}}});
   models.push_back({});
   for (const std::vector<TensorSpec>& tensors : models) {
@@ -127,7 +131,8 @@ TEST_F(LoadTest, StopsOneHandleUnderThePrediction) {
   for (const std::vector<TensorSpec>& tensors : {TinyModel(Dtype::kF32), TinyModel(Dtype::kBF16, 1000, 3001)}) {
     absl::StatusOr<LoadPlan> plan = PlanLoad(Model(tensors), {});
     ASSERT_TRUE(plan.ok()) << plan.status();
-    plan->predicted_peak_bytes -= 2_MiB;  // the load's cap: the plan is told a lie, so that the allocator has to stop it
+    plan->predicted_peak_bytes -=
+        2_MiB;  // the load's cap: the plan is told a lie, so that the allocator has to stop it
     const absl::StatusOr<LoadResult> result = Load(*plan, upstream_);
     EXPECT_TRUE(absl::IsResourceExhausted(result.status())) << result.status();
     EXPECT_THAT(std::string(result.status().message()), HasSubstr(ToString(plan->predicted_peak_bytes)));
@@ -242,7 +247,8 @@ TEST_F(LoadTest, WritesACheckpointFromTheLoadedModel) {
     ASSERT_TRUE(file->Read(*tensor, Bytes(), bytes).ok());
     EXPECT_EQ(std::memcmp(bytes.data(), DataOf(weight), bytes.size()), 0) << weight.tensor.name;
   }
-  EXPECT_EQ(PlanLoad(directory_ / "out", {}).status().code(), absl::StatusCode::kInvalidArgument) << "quantized already";
+  EXPECT_EQ(PlanLoad(directory_ / "out", {}).status().code(), absl::StatusCode::kInvalidArgument)
+      << "quantized already";
 }
 
 }  // namespace

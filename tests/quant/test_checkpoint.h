@@ -41,7 +41,8 @@ inline void WriteModel(const std::string& path, const std::vector<TensorSpec>& t
     uint64_t elements = 1;
     for (const uint64_t dimension : tensor.shape) elements *= dimension;
     std::vector<std::byte> data;
-    for (uint64_t i = 0; i < elements; ++i) PutFloat(tensor.dtype, random() % 2 == 0 ? magnitude(random) : -magnitude(random), data);
+    for (uint64_t i = 0; i < elements; ++i)
+      PutFloat(tensor.dtype, random() % 2 == 0 ? magnitude(random) : -magnitude(random), data);
     ASSERT_TRUE(writer->Append(data).ok());
   }
   const absl::Status finished = writer->Finish();

@@ -1,10 +1,10 @@
 // cli/commands.h - the subcommands: what their flags say, and what they answer the shell.
 #pragma once
 
-#include <string>
-
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
+
+#include <string>
 
 #include "gpuledger/plan.h"
 
@@ -13,10 +13,10 @@ namespace gpuledger::cli {
 // DESIGN section 9.
 enum class ExitCode : int {
   kFine = 0,
-  kInternal = 1,       // an internal error, or a check that could not be made
-  kUsage = 2,          // usage or bad input
-  kAssertion = 3,      // residual, staging budget, plan audit, ownerless bytes
-  kOutOfMemory = 4,    // or over the cap
+  kInternal = 1,     // an internal error, or a check that could not be made
+  kUsage = 2,        // usage or bad input
+  kAssertion = 3,    // residual, staging budget, plan audit, ownerless bytes
+  kOutOfMemory = 4,  // or over the cap
 };
 
 // The flags that plan and load share, as they were typed.

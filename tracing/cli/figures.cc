@@ -1,9 +1,9 @@
 #include "figures.h"
 
-#include <array>
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+
+#include <array>
 
 namespace gpuledger::cli {
 
@@ -21,7 +21,8 @@ std::string Shape(const std::vector<uint64_t>& shape) {
 }
 
 std::string Line(std::string_view label, Bytes size, std::string_view remark) {
-  return fmt::format("  {:<16}{:>11}  {:>17}{}{}\n", label, Human(size), ToString(size), remark.empty() ? "" : "  ", remark);
+  return fmt::format("  {:<16}{:>11}  {:>17}{}{}\n", label, Human(size), ToString(size), remark.empty() ? "" : "  ",
+                     remark);
 }
 
 std::string Line(std::string_view label, std::string_view text) { return fmt::format("  {:<16}{}\n", label, text); }

@@ -1,8 +1,8 @@
 #include "json.h"
 
-#include <cstdio>
-
 #include <fmt/format.h>
+
+#include <cstdio>
 
 namespace gpuledger::cli {
 
@@ -70,7 +70,9 @@ ordered_json LoadJson(const LoadResult& result) {
           {"audit", std::move(audit)}};
 }
 
-ordered_json ErrorJson(int exit_code, std::string_view message) { return {{"error", message}, {"exit_code", exit_code}}; }
+ordered_json ErrorJson(int exit_code, std::string_view message) {
+  return {{"error", message}, {"exit_code", exit_code}};
+}
 
 void PrintJson(const ordered_json& object) {
   fmt::print("{}\n", object.dump(2, ' ', false, ordered_json::error_handler_t::replace));

@@ -1,9 +1,8 @@
 // cli/json.h - the documented objects of --json (README.md here).
 #pragma once
 
-#include <string_view>
-
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "gpuledger/load.h"
 

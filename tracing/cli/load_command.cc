@@ -1,6 +1,6 @@
-#include <filesystem>
-
 #include <fmt/format.h>
+
+#include <filesystem>
 
 #include "commands.h"
 #include "figures.h"
@@ -15,8 +15,10 @@ namespace {
 absl::Status CheckOut(const std::string& out) {
   std::error_code error;
   if (out.empty()) return absl::OkStatus();
-  if (std::filesystem::exists(out, error)) return absl::AlreadyExistsError(fmt::format("--out {}: exists already", out));
-  const std::filesystem::path parent = std::filesystem::absolute(std::filesystem::path(out), error).lexically_normal().parent_path();
+  if (std::filesystem::exists(out, error))
+    return absl::AlreadyExistsError(fmt::format("--out {}: exists already", out));
+  const std::filesystem::path parent =
+      std::filesystem::absolute(std::filesystem::path(out), error).lexically_normal().parent_path();
   if (!std::filesystem::is_directory(out.back() == '/' ? parent.parent_path() : parent, error)) {
     return absl::NotFoundError(fmt::format("--out {}: the directory it is to be in does not exist", out));
   }
@@ -35,7 +37,8 @@ ExitCode RunLoad(const LoadFlags& flags) {
   absl::StatusOr<LoadOptions> options = OptionsFrom(flags);
   if (!options.ok()) return Fail(options.status(), flags.json);
   if (!flags.plant_fault.empty() && !ParseLoadFault(flags.plant_fault, &options->fault)) {
-    return Fail(ExitCode::kUsage, fmt::format("--plant-fault {}: residual, staging, audit or ownerless", flags.plant_fault), flags.json);
+    return Fail(ExitCode::kUsage,
+                fmt::format("--plant-fault {}: residual, staging, audit or ownerless", flags.plant_fault), flags.json);
   }
   if (absl::Status status = CheckOut(flags.out); !status.ok()) return Fail(status, flags.json);
   const absl::StatusOr<std::string> directory = ModelDirectory(flags.model);
@@ -61,16 +64,19 @@ ExitCode RunLoad(const LoadFlags& flags) {
     if (!written.ok()) {
       // A full disk is no memory error.
       const bool disk = absl::IsResourceExhausted(written.status());
-      return Fail(disk ? ExitCode::kInternal : CodeFor(written.status()), std::string(written.status().message()), flags.json);
+      return Fail(disk ? ExitCode::kInternal : CodeFor(written.status()), std::string(written.status().message()),
+                  flags.json);
     }
-    fmt::print(out, "  {} written to {}, {} other files beside it\n", Human(written->model_bytes), flags.out, written->copied.size());
+    fmt::print(out, "  {} written to {}, {} other files beside it\n", Human(written->model_bytes), flags.out,
+               written->copied.size());
     for (const std::string& left_out : written->left_out) fmt::print(out, "{}\n", style.Dim("  left out: " + left_out));
     json["out"] = flags.out;
     json["out_bytes"] = written->model_bytes.count();
   }
   if (flags.json) PrintJson(json);
   if (!result->passed()) {
-    if (!flags.out.empty()) fmt::print(stderr, "gpuledger: nothing was written to {}, since an assertion failed\n", flags.out);
+    if (!flags.out.empty())
+      fmt::print(stderr, "gpuledger: nothing was written to {}, since an assertion failed\n", flags.out);
     return ExitCode::kAssertion;
   }
   if (options->fault == LoadFault::kNone && !result->as_predicted()) {

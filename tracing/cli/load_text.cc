@@ -1,8 +1,8 @@
 #include "load_text.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "figures.h"
 #include "plan_text.h"
@@ -22,7 +22,8 @@ std::string Residual(const LoadResult& result) {
   const auto dirty = std::count_if(result.residuals.begin(), result.residuals.end(),
                                    [](const WeightResidual& r) { return !r.bytes.is_zero(); });
   if (result.residual_bytes.is_zero()) return fmt::format("0 B in each of {} weights", result.residuals.size());
-  return fmt::format("{} left behind by {} of {} weights", ToString(result.residual_bytes), dirty, result.residuals.size());
+  return fmt::format("{} left behind by {} of {} weights", ToString(result.residual_bytes), dirty,
+                     result.residuals.size());
 }
 
 std::string Audit(const LoadResult& result) {
@@ -35,21 +36,24 @@ std::string Audit(const LoadResult& result) {
       kept += 1, kept_as_planned += as_planned;
     }
   }
-  return fmt::format("{} of {} planned weights are nf4; {} of {} others are as in the file", quantized, planned, kept_as_planned, kept);
+  return fmt::format("{} of {} planned weights are nf4; {} of {} others are as in the file", quantized, planned,
+                     kept_as_planned, kept);
 }
 
 }  // namespace
 
 std::string LoadPromise(const LoadPlan& plan, const Style& style) {
   return PlanTitle(plan, style) + "\n" + Line("predicted peak", plan.predicted_peak_bytes, "reserved; the load's cap") +
-         Line("staging budget", plan.staging_budget_bytes, fmt::format("{} x {}", plan.options.slots, Human(plan.slot_size))) +
+         Line("staging budget", plan.staging_budget_bytes,
+              fmt::format("{} x {}", plan.options.slots, Human(plan.slot_size))) +
          Line("final", plan.final_bytes) + "\n";
 }
 
 std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Style& style) {
   // Verdict, name, what was found.
   const auto assertion = [&](LoadAssertion which, const std::string& found) {
-    return Line(AssertionName(which), fmt::format("{}  {}", result.holds(which) ? style.Good("ok    ") : style.Bad("FAILED"), found));
+    return Line(AssertionName(which),
+                fmt::format("{}  {}", result.holds(which) ? style.Good("ok    ") : style.Bad("FAILED"), found));
   };
   std::string text = plan.options.fault == LoadFault::kNone
                          ? Peak("peak reserved", result.peak_bytes, result.predicted_peak_bytes, style) +
@@ -60,7 +64,8 @@ std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Styl
   text += assertion(LoadAssertion::kStaging, fmt::format("{} at most, of {}", ToString(result.staging_peak_bytes),
                                                          ToString(result.staging_budget_bytes)));
   text += assertion(LoadAssertion::kAudit, Audit(result));
-  text += assertion(LoadAssertion::kOwnerless, fmt::format("{} reserved without an owner", ToString(result.ownerless_bytes)));
+  text += assertion(LoadAssertion::kOwnerless,
+                    fmt::format("{} reserved without an owner", ToString(result.ownerless_bytes)));
 
   const size_t shown = std::min(result.failures.size(), kFailuresShown);
   if (shown > 0) text += "\n";
@@ -71,8 +76,9 @@ std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Styl
   if (shown < result.failures.size()) {
     text += fmt::format("  and {} more (--json lists them)\n", result.failures.size() - shown);
   }
-  return text + fmt::format("\n  {} read in {:.2f} s, {:.2f} GB/s\n", Human(result.source_bytes), result.seconds,
-                            result.seconds > 0 ? static_cast<double>(result.source_bytes.count()) / 1e9 / result.seconds : 0);
+  return text +
+         fmt::format("\n  {} read in {:.2f} s, {:.2f} GB/s\n", Human(result.source_bytes), result.seconds,
+                     result.seconds > 0 ? static_cast<double>(result.source_bytes.count()) / 1e9 / result.seconds : 0);
 }
 
 }  // namespace gpuledger::cli

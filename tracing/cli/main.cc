@@ -1,9 +1,9 @@
 // The `gpuledger` command.
-#include <cstdio>
-#include <exception>
+#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <fmt/format.h>
+#include <cstdio>
+#include <exception>
 
 #include "commands.h"
 #include "gpuledger/allocator.h"
@@ -14,7 +14,8 @@ namespace gpuledger::cli {
 namespace {
 
 void AddModelFlags(CLI::App& command, ModelFlags& flags) {
-  command.add_option("MODEL", flags.model, "Directory of a model, or its name in the local Hugging Face cache")->required();
+  command.add_option("MODEL", flags.model, "Directory of a model, or its name in the local Hugging Face cache")
+      ->required();
   command.add_option("--quant", flags.quant, "4-bit format: nf4")->capture_default_str();
   command.add_option("--block", flags.block, "Elements that share a scale: 64")->capture_default_str();
   command.add_option("--slots", flags.slots, "Staging slots, held while weights are quantized")->capture_default_str();
@@ -25,19 +26,23 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Who owns each byte of device memory, and a 4-bit load that proves it left nothing behind.", "gpuledger");
+  CLI::App app("Who owns each byte of device memory, and a 4-bit load that proves it left nothing behind.",
+               "gpuledger");
   app.set_version_flag("--version", "gpuledger " GPULEDGER_VERSION);
   app.require_subcommand(1);
-  app.footer("Exit codes: 0 fine, 1 internal error, 2 usage or bad input, 3 an assertion failed,\n"
-             "            4 out of memory or over the cap");
+  app.footer(
+      "Exit codes: 0 fine, 1 internal error, 2 usage or bad input, 3 an assertion failed,\n"
+      "            4 out of memory or over the cap");
 
   PlanFlags plan_flags;
-  CLI::App& plan = *app.add_subcommand("plan", "What a load will do with each weight, and its exact peak; reads headers only");
+  CLI::App& plan =
+      *app.add_subcommand("plan", "What a load will do with each weight, and its exact peak; reads headers only");
   AddModelFlags(plan, plan_flags);
   plan.add_flag("--all", plan_flags.all, "A line for every weight, also of repeated layers");
 
   LoadFlags load_flags;
-  CLI::App& load = *app.add_subcommand("load", "Loads in 4 bit under the plan's cap, audits, and optionally writes a checkpoint");
+  CLI::App& load =
+      *app.add_subcommand("load", "Loads in 4 bit under the plan's cap, audits, and optionally writes a checkpoint");
   AddModelFlags(load, load_flags);
   load.add_option("--out", load_flags.out, "Write the 4-bit checkpoint to this directory, which must not exist yet");
   load.add_option("--plant-fault", load_flags.plant_fault)->group("");  // quant/README.md
@@ -70,7 +75,8 @@ absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags) {
     return refuse(fmt::format("--block {}: this build has blocks of {} only", flags.block, kNf4BlockSize));
   }
   if (flags.device.substr(0, 4) == "cuda" && (flags.device.size() == 4 || flags.device[4] == ':')) {
-    return refuse(fmt::format("--device {}: this build has no CUDA upstream yet; --device cpu loads into host memory", flags.device));
+    return refuse(fmt::format("--device {}: this build has no CUDA upstream yet; --device cpu loads into host memory",
+                              flags.device));
   }
   if (flags.device != "cpu") return refuse(fmt::format("--device {}: no such device; cpu is one", flags.device));
 
@@ -93,15 +99,16 @@ ExitCode CodeFor(const absl::Status& status) {
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kAlreadyExists:
     case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kUnimplemented: return ExitCode::kUsage;
-    case absl::StatusCode::kResourceExhausted: return ExitCode::kOutOfMemory;
-    default: return ExitCode::kInternal;
+    case absl::StatusCode::kUnimplemented:
+      return ExitCode::kUsage;
+    case absl::StatusCode::kResourceExhausted:
+      return ExitCode::kOutOfMemory;
+    default:
+      return ExitCode::kInternal;
   }
 }
 
-ExitCode Fail(const absl::Status& status, bool json) {
-  return Fail(CodeFor(status), Message(status), json);
-}
+ExitCode Fail(const absl::Status& status, bool json) { return Fail(CodeFor(status), Message(status), json); }
 
 ExitCode Fail(ExitCode code, std::string_view message, bool json) {
   const Style style(stderr);

@@ -1,12 +1,12 @@
 #include "plan_text.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <map>
 #include <utility>
 #include <vector>
-
-#include <fmt/format.h>
 
 #include "figures.h"
 
@@ -19,7 +19,8 @@ constexpr size_t kScreen = 40;  // lines
 std::pair<std::string, std::string> SplitLayer(const std::string& name) {
   for (size_t at = 0; at < name.size();) {
     const size_t end = std::min(name.find('.', at), name.size());
-    const bool number = end > at && std::all_of(name.begin() + static_cast<std::ptrdiff_t>(at), name.begin() + static_cast<std::ptrdiff_t>(end),
+    const bool number = end > at && std::all_of(name.begin() + static_cast<std::ptrdiff_t>(at),
+                                                name.begin() + static_cast<std::ptrdiff_t>(end),
                                                 [](char c) { return c >= '0' && c <= '9'; });
     if (number) return {name.substr(0, at) + "{}" + name.substr(end), name.substr(at, end - at)};
     at = end + 1;
@@ -65,16 +66,19 @@ std::string NameOf(const Row& row) {
   for (size_t from = 0, to = 0; from < numbers.size(); from = to = to + 1) {
     while (to + 1 < numbers.size() && numbers[to + 1] - numbers[to] <= 1) ++to;
     if (!ranges.empty()) ranges += ",";
-    ranges += numbers[to] == numbers[from] ? fmt::format("{}", numbers[from]) : fmt::format("{}-{}", numbers[from], numbers[to]);
+    ranges += numbers[to] == numbers[from] ? fmt::format("{}", numbers[from])
+                                           : fmt::format("{}-{}", numbers[from], numbers[to]);
   }
   const size_t at = row.name.find("{}");
   const bool one = ranges.find_first_of(",-") == std::string::npos;
-  return fmt::format(fmt::runtime(one ? "{}{}{}" : "{}{{{}}}{}"), row.name.substr(0, at), ranges, row.name.substr(at + 2));
+  return fmt::format(fmt::runtime(one ? "{}{}{}" : "{}{{{}}}{}"), row.name.substr(0, at), ranges,
+                     row.name.substr(at + 2));
 }
 
 // A flag's value: "256KiB".
 std::string FlagSize(Bytes size) {
-  return size % Bytes(1u << 20) == Bytes() ? fmt::format("{}MiB", size / Bytes(1u << 20)) : fmt::format("{}KiB", size / Bytes(1u << 10));
+  return size % Bytes(1u << 20) == Bytes() ? fmt::format("{}MiB", size / Bytes(1u << 20))
+                                           : fmt::format("{}KiB", size / Bytes(1u << 10));
 }
 
 // The largest smaller ring with which it fits, and the least that any ring needs.
@@ -88,19 +92,21 @@ std::string WhatWouldHelp(const LoadPlan& plan) {
     if (!smaller.ok()) continue;
     if (smaller->fits) {
       return fmt::format("  What would help: --slots {} --slot-size {} has its peak at {} ({}), which fits.\n", slots,
-                         FlagSize(Bytes(size)), Human(smaller->predicted_peak_bytes), ToString(smaller->predicted_peak_bytes));
+                         FlagSize(Bytes(size)), Human(smaller->predicted_peak_bytes),
+                         ToString(smaller->predicted_peak_bytes));
     }
     least = std::min(least, smaller->predicted_peak_bytes);
   }
-  return fmt::format("  What would help: at least {} ({}); a smaller ring does not get under that.\n", Human(least), ToString(least));
+  return fmt::format("  What would help: at least {} ({}); a smaller ring does not get under that.\n", Human(least),
+                     ToString(least));
 }
 
 }  // namespace
 
 std::string PlanTitle(const LoadPlan& plan, const Style& style) {
   const std::filesystem::path path = std::filesystem::path(plan.directory).lexically_normal();
-  return fmt::format("{}: {} of {} tensors become nf4 in blocks of {}\n", style.Bold(path.string()), plan.quantized_count(),
-                     plan.weights.size(), kNf4BlockSize);
+  return fmt::format("{}: {} of {} tensors become nf4 in blocks of {}\n", style.Bold(path.string()),
+                     plan.quantized_count(), plan.weights.size(), kNf4BlockSize);
 }
 
 std::string PlanTable(const LoadPlan& plan, const Style& style, bool all) {
@@ -112,24 +118,29 @@ std::string PlanTable(const LoadPlan& plan, const Style& style, bool all) {
     name_width = std::max(name_width, names.back().size());
     shape_width = std::max(shape_width, Shape(row.weight->tensor.shape).size());
   }
-  std::string text = style.Dim(fmt::format("  {:<9} {:<{}}  {:<{}}  {:<5} {:>11} {:>11}  {}", "action", "weight", name_width,
-                                           "shape", shape_width, "dtype", "source", "final", "reason")) + "\n";
+  std::string text = style.Dim(fmt::format("  {:<9} {:<{}}  {:<{}}  {:<5} {:>11} {:>11}  {}", "action", "weight",
+                                           name_width, "shape", shape_width, "dtype", "source", "final", "reason")) +
+                     "\n";
   for (size_t i = 0; i < rows.size(); ++i) {
     const PlannedWeight& w = *rows[i].weight;
     const std::string action = fmt::format("{:<9}", ActionName(w.action));
-    text += fmt::format("  {} {:<{}}  {:<{}}  {:<5} {:>11} {:>11}  {}\n", w.action == WeightAction::kQuantize ? style.Good(action) : action,
-                        names[i], name_width, Shape(w.tensor.shape), shape_width, DtypeName(w.tensor.dtype), Human(rows[i].source),
+    text += fmt::format("  {} {:<{}}  {:<{}}  {:<5} {:>11} {:>11}  {}\n",
+                        w.action == WeightAction::kQuantize ? style.Good(action) : action, names[i], name_width,
+                        Shape(w.tensor.shape), shape_width, DtypeName(w.tensor.dtype), Human(rows[i].source),
                         Human(rows[i].final_bytes), w.reason);
   }
   if (rows.size() < plan.weights.size()) {
-    text += style.Dim(fmt::format("  {} tensors; layers alike share a line, with their sum (--all for each)", plan.weights.size())) + "\n";
+    text += style.Dim(fmt::format("  {} tensors; layers alike share a line, with their sum (--all for each)",
+                                  plan.weights.size())) +
+            "\n";
   }
   return text;
 }
 
 std::string PlanFigures(const LoadPlan& plan) {
   return Line("source", plan.source_bytes(), "to be read") + Line("final", plan.final_bytes) +
-         Line("staging budget", plan.staging_budget_bytes, fmt::format("{} x {}", plan.options.slots, Human(plan.slot_size))) +
+         Line("staging budget", plan.staging_budget_bytes,
+              fmt::format("{} x {}", plan.options.slots, Human(plan.slot_size))) +
          Line("peak in use", plan.predicted_in_use_bytes, "predicted") +
          Line("peak reserved", plan.predicted_peak_bytes, "predicted; the load's cap");
 }
@@ -142,8 +153,9 @@ std::string PlanVerdict(const LoadPlan& plan, const Style& style) {
                        Human(limit - plan.predicted_peak_bytes));
   }
   const Bytes missing = plan.predicted_peak_bytes - limit;
-  return fmt::format("  {} the {} of {} ({}): {} ({}) short\n", style.Bad("Does not fit"), what, Human(limit), ToString(limit),
-                     Human(missing), ToString(missing)) + WhatWouldHelp(plan);
+  return fmt::format("  {} the {} of {} ({}): {} ({}) short\n", style.Bad("Does not fit"), what, Human(limit),
+                     ToString(limit), Human(missing), ToString(missing)) +
+         WhatWouldHelp(plan);
 }
 
 }  // namespace gpuledger::cli

@@ -1,10 +1,9 @@
 #include "terminal.h"
 
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <cstdlib>
-
-#include <fmt/format.h>
 
 #include "figures.h"
 
@@ -45,7 +44,8 @@ void ProgressBar::Update(Bytes done, Bytes total) {
   const int filled = static_cast<int>(part * kWidth);
   const std::chrono::duration<double> took = now - start_;
   fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {} of {}  {:.2f} GB/s", label_, "", filled, "",
-             kWidth - filled, 100 * part, Human(done), Human(total), static_cast<double>(done.count()) / 1e9 / took.count());
+             kWidth - filled, 100 * part, Human(done), Human(total),
+             static_cast<double>(done.count()) / 1e9 / took.count());
   std::fflush(stderr);
   drawn_ = true;
 }

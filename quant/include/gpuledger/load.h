@@ -13,15 +13,16 @@
 //   audit       each weight has the format that was planned, judged by its block, not by the plan
 //   ownerless   no live charge without an owner, and reserved = in_use + pending + cached
 //
-// Load is called from one thread; it reads on a second one, which allocates nothing. A LoadedModel may be read from any.
+// Load is called from one thread; it reads on a second one, which allocates nothing. A LoadedModel may be read from
+// any.
 #pragma once
+
+#include <absl/status/statusor.h>
 
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <absl/status/statusor.h>
 
 #include "gpuledger/allocator.h"
 #include "gpuledger/checkpoint.h"
@@ -33,9 +34,9 @@ namespace gpuledger {
 struct LoadedWeight {
   TensorInfo tensor;  // of the source
   OwnerId owner;
-  bool quantized;     // its block has Nf4Layout::Of(tensor.elements); otherwise it has the source's bytes
-  Bytes consumed;     // source bytes that have gone into it
-  Buffer block;       // null for an empty tensor
+  bool quantized;  // its block has Nf4Layout::Of(tensor.elements); otherwise it has the source's bytes
+  Bytes consumed;  // source bytes that have gone into it
+  Buffer block;    // null for an empty tensor
 };
 
 // Keeps the weights and the allocator that they are charged to. The upstream and the load's sink outlive it.
@@ -79,7 +80,7 @@ GPULEDGER_EXPORT std::string_view AssertionName(LoadAssertion assertion);  // "r
 // One broken assertion of one weight.
 struct LoadFailure {
   LoadAssertion assertion;
-  std::string weight;   // empty if no weight has to do with it
+  std::string weight;  // empty if no weight has to do with it
   Bytes bytes;
   std::string message;  // a sentence: weight, bytes, allocations and their holders
 };
@@ -91,11 +92,11 @@ struct GPULEDGER_EXPORT LoadResult {
   Bytes staging_peak_bytes{}, staging_budget_bytes{};
   Bytes residual_bytes{};
   Bytes ownerless_bytes{};
-  Bytes source_bytes{};                      // read
-  double seconds = 0;                        // of the pipeline, without the checks
-  std::vector<AuditEntry> audit{};           // every weight, in the plan's order
-  std::vector<WeightResidual> residuals{};   // every weight that was planned 4-bit, in the plan's order
-  std::vector<LoadFailure> failures{};       // empty: all four assertions hold
+  Bytes source_bytes{};                     // read
+  double seconds = 0;                       // of the pipeline, without the checks
+  std::vector<AuditEntry> audit{};          // every weight, in the plan's order
+  std::vector<WeightResidual> residuals{};  // every weight that was planned 4-bit, in the plan's order
+  std::vector<LoadFailure> failures{};      // empty: all four assertions hold
   LoadedModel model;
 
   [[nodiscard]] bool holds(LoadAssertion assertion) const;
@@ -112,8 +113,8 @@ using LoadProgress = std::function<void(Bytes done, Bytes total)>;
 // Loads what was planned into memory of `upstream`, under the cap plan.predicted_peak_bytes. `sink` takes the ledger's
 // records, null for none. An assertion that does not hold is no error: it is in the result.
 // Errors: CheckFits' before a byte is read; kResourceExhausted with the allocator's report; those of the file;
-// kUnimplemented for an upstream that is not host-accessible; kInvalidArgument for a fault without a weight to plant it in.
-// On error nothing stays charged.
+// kUnimplemented for an upstream that is not host-accessible; kInvalidArgument for a fault without a weight to plant it
+// in. On error nothing stays charged.
 GPULEDGER_EXPORT absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream,
                                                  const LoadProgress& progress = {}, RecordSink* sink = nullptr);
 

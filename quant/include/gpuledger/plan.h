@@ -8,13 +8,13 @@
 // same order, without data. Reads headers only. Everything here is a value; thread-safe. Read next: load.h.
 #pragma once
 
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <absl/status/statusor.h>
 
 #include "gpuledger/nf4.h"
 #include "gpuledger/safetensors.h"
@@ -72,12 +72,12 @@ struct GPULEDGER_EXPORT LoadPlan {
   LoadOptions options;
   std::vector<PlannedWeight> weights;  // in the order in which they are loaded: quantized first, then kept
   Bytes slot_size;
-  Bytes available;                // of the device, when the plan was made
-  Bytes final_bytes;              // sum over weights, requested
-  Bytes staging_budget_bytes;     // slots * slot, charged
-  Bytes predicted_in_use_bytes;   // peak, charged
-  Bytes predicted_peak_bytes;     // reserved
-  bool fits = false;                      // predicted peak within options.cap and `available`
+  Bytes available;               // of the device, when the plan was made
+  Bytes final_bytes;             // sum over weights, requested
+  Bytes staging_budget_bytes;    // slots * slot, charged
+  Bytes predicted_in_use_bytes;  // peak, charged
+  Bytes predicted_peak_bytes;    // reserved
+  bool fits = false;             // predicted peak within options.cap and `available`
 
   [[nodiscard]] uint64_t quantized_count() const;
   [[nodiscard]] Bytes source_bytes() const;  // what a load reads
