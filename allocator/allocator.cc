@@ -5,16 +5,19 @@
 #include <fmt/format.h>
 
 #include "allocator_impl.h"
+#include "fork_guard.h"
 #include "text.h"
 
 namespace gpuledger {
 
 CachingAllocator::CachingAllocator(Upstream& upstream, AllocatorOptions options, RecordSink* sink)
-    : impl_(std::make_unique<Impl>(upstream, options, sink)) {}
+    : impl_(std::make_unique<Impl>(upstream, options, sink)) {
+  RegisterForFork(this);
+}
 
 // ---- the hot path ----------------------------------------------------------------------------------------------------
 
-absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site) {
+absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site) noexcept {
   Impl& a = *impl_;
   if (size.is_zero()) return DevicePtr::Null(stream.device());
   if (size > Bytes(uint64_t{1} << 62) || stream.device() != a.upstream.device()) {
@@ -39,7 +42,7 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   return address;
 }
 
-void CachingAllocator::Free(DevicePtr address) {
+void CachingAllocator::Free(DevicePtr address) noexcept {
   if (address.is_null()) return;
   Impl& a = *impl_;
   MutexLock lock(a.mutex);
@@ -47,20 +50,18 @@ void CachingAllocator::Free(DevicePtr address) {
   if (block == nullptr) return;
   auto& in_use = std::get<InUse>(block->state);
   const LiveAllocation info = in_use.charge.info();
-  block->last_payer = info.payer;
-  block->last_site = info.site;
+  a.freed[a.next_freed++ % a.freed.size()] = {address.address(), info.payer, info.site};
   if (in_use.other_streams.empty()) {
     a.Complete(block);
     return;
   }
   in_use.charge.MakePending();
   Pending pending(std::move(in_use.charge), std::move(in_use.other_streams));
-  block->state.emplace<Pending>(std::move(pending));
+  a.RecordFences(block->state.emplace<Pending>(std::move(pending)));
   a.pending.push_back(block);
-  a.CompletePending();  // records the fences
 }
 
-absl::StatusOr<Buffer> CachingAllocator::Allocate(Bytes size, Stream stream, SiteId site) {
+absl::StatusOr<Buffer> CachingAllocator::Allocate(Bytes size, Stream stream, SiteId site) noexcept {
   absl::StatusOr<DevicePtr> block = AllocateRaw(size, stream, site);
   if (!block.ok()) return block.status();
   return block->is_null() ? Buffer() : Buffer(this, *block, size);
@@ -147,14 +148,19 @@ Block* CachingAllocator::Impl::FindInUse(DevicePtr address, std::string_view cal
 void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view call) const {
   const Block* block = BlockHolding(address);
   std::string what;
-  if (block == nullptr) {
+  for (size_t back = 1; back <= freed.size() && back <= next_freed && what.empty(); ++back) {
+    const Freed& f = freed[(next_freed - back) % freed.size()];
+    if (f.address != address.address()) continue;
+    what = fmt::format("the block there was freed already; its owner was {} [{}]{}{}", OwnerName(f.payer.owner), RoleName(f.payer.role),
+                       f.site == kNoSite ? "" : ", allocated at ", SiteName(f.site));
+  }
+  if (!what.empty()) {
+  } else if (block == nullptr) {
     what = "this allocator never handed it out";
-  } else if (block->pool->address(*block) != address) {
-    what = fmt::format("it points {} into a block of {}", ToString(address - block->pool->address(*block)), ToString(block->size));
+  } else if (block->free_space()) {
+    what = "no block in use is there";
   } else {
-    what = fmt::format("the block there is free already; its last owner was {} [{}]{}{}", OwnerName(block->last_payer.owner),
-                       RoleName(block->last_payer.role), block->last_site == kNoSite ? "" : ", allocated at ",
-                       SiteName(block->last_site));
+    what = fmt::format("it points {} into a block of {}", ToString(address - block->pool->address(*block)), ToString(block->size));
   }
   const std::string message = fmt::format("{}({:#x}) on device {}: {}", call, address.address(), address.device().value(), what);
   if (options.on_misuse == OnMisuse::kAbort) Die(message + " (GPULEDGER_ON_MISUSE=warn goes on)");
@@ -168,15 +174,19 @@ void CachingAllocator::Impl::Complete(Block* block) {
   block->pool->Put(block);  // the charge dies with the state: recorded before the block can be taken again
 }
 
+void CachingAllocator::Impl::RecordFences(Pending& block) {
+  std::erase_if(block.unfenced, [&](Stream stream) {
+    const absl::StatusOr<FenceId> fence = upstream.RecordFence(stream);
+    if (fence.ok()) block.fences.push_back(*fence);
+    return fence.ok();  // a stream without its fence keeps the block pending: tried again next time
+  });
+}
+
 uint64_t CachingAllocator::Impl::CompletePending() {
   uint64_t completed = 0;
   std::erase_if(pending, [&](Block* block) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
     auto& p = std::get<Pending>(block->state);
-    std::erase_if(p.unfenced, [&](Stream stream) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-      const absl::StatusOr<FenceId> fence = upstream.RecordFence(stream);
-      if (fence.ok()) p.fences.push_back(*fence);
-      return fence.ok();  // a stream without its fence keeps the block pending: tried again next time
-    });
+    RecordFences(p);
     std::erase_if(p.fences, [&](FenceId fence) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
       const absl::StatusOr<bool> passed = upstream.PollFence(fence);
       const bool gone = passed.ok() && *passed;
@@ -193,14 +203,13 @@ uint64_t CachingAllocator::Impl::CompletePending() {
 
 absl::Status CachingAllocator::Impl::WaitForPending() {
   CompletePending();
+  absl::Status first_failure;  // one bad stream keeps its own blocks pending, not those of others
   for (Block* block : pending) {
-    const auto& p = std::get<Pending>(block->state);
-    for (const FenceId fence : p.fences) {
-      if (absl::Status s = upstream.WaitFence(fence); !s.ok()) return s;
-    }
+    for (const FenceId fence : std::get<Pending>(block->state).fences) first_failure.Update(upstream.WaitFence(fence));
   }
   CompletePending();
   if (pending.empty()) return absl::OkStatus();
+  if (!first_failure.ok()) return first_failure;
   return absl::InternalError(fmt::format("{} block(s) stay pending: no fence could be recorded on a stream that uses them", pending.size()));
 }
 
@@ -243,6 +252,7 @@ Totals CachingAllocator::totals() const {
 void CachingAllocator::set_cap(Bytes cap) {
   MutexLock lock(impl_->mutex);
   impl_->options.cap = cap;
+  impl_->Trim(cap);
 }
 
 Upstream& CachingAllocator::upstream() const { return impl_->upstream; }

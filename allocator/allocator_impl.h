@@ -5,7 +5,9 @@
 // pending, and their charges are exactly the ledger's live ones; reserved is the mapped granules.
 #pragma once
 
+#include <array>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <absl/container/flat_hash_map.h>
@@ -25,6 +27,16 @@ struct CachingAllocator::Impl {
 
   // Which handles Grow may map: only new ones, or also cached ones of any pool, moved.
   enum class Donors { kNo, kYes };
+  // What the last miss was short of: it decides what would have helped.
+  enum class Shortage { kCap, kUpstream, kAddresses };
+  using Donor = std::pair<Pool*, uint64_t>;  // a granule of a pool
+
+  // A block that was freed lately, for whoever frees it again.
+  struct Freed {
+    uint64_t address = 0;
+    Payer payer;
+    SiteId site = kNoSite;
+  };
 
   Upstream& upstream;
   const Bytes granule;
@@ -37,6 +49,11 @@ struct CachingAllocator::Impl {
   std::vector<Pool*> pool_order GPULEDGER_GUARDED_BY(mutex);  // as they were made: reports and donors do not depend on hashes
   absl::flat_hash_map<uint64_t, Block*> index GPULEDGER_GUARDED_BY(mutex);  // in use and pending, by address
   std::vector<Block*> pending GPULEDGER_GUARDED_BY(mutex);
+  // Handles that the upstream would not take back: they count against the cap, and are used before new ones are made.
+  std::vector<HandleId> orphans GPULEDGER_GUARDED_BY(mutex);
+  std::array<Freed, 256> freed GPULEDGER_GUARDED_BY(mutex);
+  size_t next_freed GPULEDGER_GUARDED_BY(mutex) = 0;
+  Shortage shortage GPULEDGER_GUARDED_BY(mutex) = Shortage::kUpstream;
   Bytes peak_reserved GPULEDGER_GUARDED_BY(mutex);
   uint64_t upstream_calls GPULEDGER_GUARDED_BY(mutex) = 0;
 
@@ -45,9 +62,14 @@ struct CachingAllocator::Impl {
   absl::StatusOr<Block*> AllocateSlow(Pool& pool, SizeClass size_class, Bytes requested, Payer payer)
       GPULEDGER_REQUIRES(mutex);
   absl::StatusOr<Block*> Grow(Pool& pool, Bytes size, Donors donors) GPULEDGER_REQUIRES(mutex);
-  // Takes `count` handles from cached granules, those of `pool` first, none inside [keep, keep_end) of it.
-  absl::StatusOr<std::vector<HandleId>> TakeDonors(Pool& pool, uint64_t count, Bytes keep, Bytes keep_end)
-      GPULEDGER_REQUIRES(mutex);
+  // Wholly cached granules, those of `pool` first, none inside [keep, keep_end) of it.
+  [[nodiscard]] std::vector<Donor> ListDonors(const Pool& pool, Bytes keep, Bytes keep_end) const GPULEDGER_REQUIRES(mutex);
+  // Takes `count` handles out of these granules. A pool whose stream or memory fails is passed over; fewer than `count`
+  // is kResourceExhausted, and what was taken is given back to the upstream.
+  absl::StatusOr<std::vector<HandleId>> TakeDonors(const std::vector<Donor>& donors, uint64_t count) GPULEDGER_REQUIRES(mutex);
+  // Gives cached handles back until reserved is at most `target`, or none is left.
+  void Trim(Bytes target) GPULEDGER_REQUIRES(mutex);
+  void RecordFences(Pending& block) GPULEDGER_REQUIRES(mutex);
   absl::Status WaitForStream(Stream stream) GPULEDGER_REQUIRES(mutex);
   absl::StatusOr<HandleId> UnmapGranule(Pool& pool, uint64_t g) GPULEDGER_REQUIRES(mutex);
   void Release(HandleId handle) GPULEDGER_REQUIRES(mutex);

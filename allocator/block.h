@@ -42,8 +42,6 @@ struct Block {
   Block* right = nullptr;
   Block* bin_previous = nullptr;  // neighbours in the bin, if cached
   Block* bin_next = nullptr;
-  Payer last_payer;  // of the charge before, for misuse reports
-  SiteId last_site = kNoSite;
 
   [[nodiscard]] Bytes end() const { return offset + size; }
   [[nodiscard]] bool cached() const { return std::holds_alternative<Cached>(state); }

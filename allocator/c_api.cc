@@ -26,11 +26,6 @@ struct ScopeStack : std::deque<std::optional<OwnerScope>> {
     while (!empty()) pop_back();
   }
 };
-ScopeStack& Scopes() {
-  thread_local ScopeStack scopes;
-  return scopes;
-}
-
 absl::Status Missing(std::string_view what) { return absl::InvalidArgumentError(fmt::format("{} is NULL", what)); }
 
 absl::StatusOr<Role> RoleOf(gpuledger_role role) {
@@ -62,7 +57,7 @@ absl::StatusOr<std::unique_ptr<Upstream>> MakeUpstream(std::string_view name) {
 
 using namespace gpuledger;  // the functions below are C
 
-const char* gpuledger_last_error(void) noexcept { return LastError().c_str(); }
+const char* gpuledger_last_error(void) noexcept { return LastError(); }
 const char* gpuledger_version(void) noexcept { return GPULEDGER_VERSION; }
 const char* gpuledger_role_name(gpuledger_role role) noexcept {
   return role >= 0 && role < kRoleCount ? RoleName(static_cast<Role>(role)).data() : nullptr;
@@ -142,15 +137,18 @@ gpuledger_status gpuledger_push_owner(const char* path, gpuledger_role role) noe
     if (path == nullptr) return Missing("path");
     absl::StatusOr<Role> its_role = RoleOf(role);
     if (!its_role.ok()) return its_role.status();
-    Scopes().emplace_back(std::in_place, path, *its_role);
+    ScopeStack* scopes = OfThisThread<ScopeStack>();
+    if (scopes == nullptr) return absl::FailedPreconditionError("gpuledger_push_owner: this thread has ended");
+    scopes->emplace_back(std::in_place, path, *its_role);
     return absl::OkStatus();
   });
 }
 
 gpuledger_status gpuledger_pop_owner(void) noexcept {
   return Guard([]() -> absl::Status {
-    if (Scopes().empty()) return absl::FailedPreconditionError("gpuledger_pop_owner: this thread has pushed no owner");
-    Scopes().pop_back();
+    ScopeStack* scopes = OfThisThread<ScopeStack>();
+    if (scopes == nullptr || scopes->empty()) return absl::FailedPreconditionError("gpuledger_pop_owner: this thread has pushed no owner");
+    scopes->pop_back();
     return absl::OkStatus();
   });
 }

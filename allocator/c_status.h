@@ -4,6 +4,7 @@
 
 #include <exception>
 #include <string>
+#include <utility>
 
 #include <absl/status/status.h>
 
@@ -11,14 +12,37 @@
 
 namespace gpuledger {
 
-inline std::string& LastError() {
-  thread_local std::string message;
-  return message;
+// A T of this thread, null once the thread's own objects are gone: atexit handlers and the destructors of other
+// thread-local objects may still call us then.
+template <class T>
+T* OfThisThread() {
+  static thread_local T* value = nullptr;
+  static thread_local bool ended = false;
+  struct Guard {
+    ~Guard() {
+      ended = true;
+      delete std::exchange(value, nullptr);
+    }
+  };
+  if (value == nullptr && !ended) {
+    static thread_local Guard guard;
+    (void)&guard;
+    value = new T;
+  }
+  return value;
+}
+
+struct ErrorOfThread {
+  std::string message;
+};
+inline const char* LastError() {
+  const auto* error = OfThisThread<ErrorOfThread>();
+  return error == nullptr ? "an error after this thread's end" : error->message.c_str();
 }
 
 inline gpuledger_status ToCStatus(const absl::Status& status) {
   if (status.ok()) return GPULEDGER_OK;
-  LastError() = std::string(status.message());
+  if (auto* error = OfThisThread<ErrorOfThread>()) error->message = std::string(status.message());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument: return GPULEDGER_INVALID_ARGUMENT;
     case absl::StatusCode::kResourceExhausted: return GPULEDGER_OUT_OF_MEMORY;

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "allocator_impl.h"
+#include "fork_guard.h"
 
 namespace gpuledger {
 
@@ -11,7 +12,7 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
   const auto found = pools.find(stream);
   if (found != pools.end()) return found->second.get();
   // As good as endless: free space is found again by windows, so addresses run out long after memory does.
-  Bytes size = std::min((upstream.memory_info().total * 4u).RoundUpTo(granule), 64_TiB);
+  Bytes size = (std::min(upstream.memory_info().total, 16_TiB) * 4u).RoundUpTo(granule);
   absl::StatusOr<Range> range = upstream.Reserve(size);
   for (; !range.ok() && size > granule * 64u; range = upstream.Reserve(size)) size = (size / 2u).RoundUpTo(granule);
   if (!range.ok()) return range.status();
@@ -33,7 +34,8 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
   grown = Grow(pool, size_class.charged(), Donors::kYes);
   if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
   // 4. Pending work, waited for; then everything once more.
-  if (!pending.empty() && WaitForPending().ok()) {
+  if (!pending.empty()) {
+    WaitForPending().IgnoreError();  // whatever it could wait for is cached now
     if (Block* block = pool.Take(size_class)) return block;
     grown = Grow(pool, size_class.charged(), Donors::kYes);
     if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
@@ -52,17 +54,34 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
 
 absl::StatusOr<Block*> CachingAllocator::Impl::Grow(Pool& pool, Bytes size, Donors donors) {
   const std::optional<Window> window = pool.FindWindow(size);
-  if (!window) return absl::ResourceExhaustedError(fmt::format("the {} of addresses of this stream have no room for it", ToString(pool.range().size)));
+  if (!window) {
+    shortage = Shortage::kAddresses;
+    return absl::ResourceExhaustedError(fmt::format("the {} of addresses of this stream have no room for it", ToString(pool.range().size)));
+  }
   const std::vector<uint64_t> missing = pool.MissingGranules(window->offset, size);
 
-  // Enough handles for the window, or none: what was made for nothing is given back.
+  // Enough handles for the window or none, and none is made before it is clear that there will be enough.
+  const auto below_cap = [&](Bytes held) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    return held < options.cap ? (options.cap - held) / granule : 0;
+  };
+  const uint64_t old = std::min(uint64_t{orphans.size()}, below_cap(reserved()));
+  const uint64_t under_cap = below_cap(reserved() + granule * orphans.size());
+  const uint64_t available = upstream.memory_info().free / granule;
+  const uint64_t fresh = std::min(under_cap, available);
+  shortage = under_cap <= available ? Shortage::kCap : Shortage::kUpstream;
+  std::string why = shortage == Shortage::kCap ? fmt::format("the cap is {}", ToString(options.cap))
+                                               : fmt::format("the upstream has {} left", ToString(upstream.memory_info().free));
+  std::vector<Donor> movable;
+  if (donors == Donors::kYes) movable = ListDonors(pool, window->offset, window->offset + size);
+  if (old + fresh + movable.size() < missing.size()) return absl::ResourceExhaustedError(why);
+
   std::vector<HandleId> handles;
   const auto release_all = [&]() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
     for (const HandleId handle : handles) Release(handle);
     handles.clear();
   };
-  std::string why = fmt::format("the cap is {}", ToString(options.cap));
-  while (handles.size() < missing.size() && reserved() + granule * (handles.size() + 1) <= options.cap) {
+  for (; handles.size() < std::min<uint64_t>(missing.size(), old); orphans.pop_back()) handles.push_back(orphans.back());
+  for (uint64_t made = 0; handles.size() < missing.size() && made < fresh; ++made) {
     const absl::StatusOr<HandleId> handle = upstream.CreateHandle(granule);
     ++upstream_calls;
     if (!handle.ok()) {
@@ -70,17 +89,17 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Grow(Pool& pool, Bytes size, Dono
         release_all();
         return handle.status();
       }
+      shortage = Shortage::kUpstream;
       why = std::string(handle.status().message());
       break;
     }
     handles.push_back(*handle);
   }
   if (const uint64_t short_of = missing.size() - handles.size(); short_of > 0) {
-    absl::StatusOr<std::vector<HandleId>> moved = std::vector<HandleId>();
-    if (donors == Donors::kYes) moved = TakeDonors(pool, short_of, window->offset, window->offset + size);
-    if (!moved.ok() || moved->size() < short_of) {
+    const absl::StatusOr<std::vector<HandleId>> moved = TakeDonors(movable, short_of);
+    if (!moved.ok()) {
       release_all();
-      return moved.ok() ? absl::ResourceExhaustedError(why) : moved.status();
+      return absl::ResourceExhaustedError(why);
     }
     handles.insert(handles.end(), moved->begin(), moved->end());
   }
@@ -105,35 +124,37 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Grow(Pool& pool, Bytes size, Dono
   return pool.Carve(window->offset, size);
 }
 
-absl::StatusOr<std::vector<HandleId>> CachingAllocator::Impl::TakeDonors(Pool& pool, uint64_t count, Bytes keep, Bytes keep_end) {
-  // First whether there are enough: with too few, nothing is moved.
-  std::vector<std::pair<Pool*, uint64_t>> donors;
-  for (const uint64_t g : pool.DonorGranules(keep, keep_end)) donors.emplace_back(&pool, g);
-  for (Pool* other : pool_order) {
-    if (other == &pool) continue;
-    for (const uint64_t g : other->DonorGranules(Bytes(), Bytes())) donors.emplace_back(other, g);
+std::vector<CachingAllocator::Impl::Donor> CachingAllocator::Impl::ListDonors(const Pool& pool, Bytes keep, Bytes keep_end) const {
+  std::vector<Donor> own, others;
+  for (Pool* donor : pool_order) {
+    const bool mine = donor == &pool;
+    for (const uint64_t g : donor->DonorGranules(mine ? keep : Bytes(), mine ? keep_end : Bytes())) (mine ? own : others).emplace_back(donor, g);
   }
-  if (donors.size() < count) return std::vector<HandleId>();
-  donors.resize(count);
+  own.insert(own.end(), others.begin(), others.end());
+  return own;
+}
 
+absl::StatusOr<std::vector<HandleId>> CachingAllocator::Impl::TakeDonors(const std::vector<Donor>& donors, uint64_t count) {
   std::vector<HandleId> handles;
   const Pool* waited_for = nullptr;
+  const Pool* bad = nullptr;
   for (const auto& [donor, g] : donors) {
-    if (donor != waited_for) {
-      if (absl::Status s = WaitForStream(donor->stream()); !s.ok()) {
-        for (const HandleId taken : handles) Release(taken);
-        return s;
-      }
-      waited_for = donor;
+    if (handles.size() == count) break;
+    if (donor == bad) continue;
+    if (donor != waited_for && !WaitForStream(donor->stream()).ok()) {
+      bad = donor;
+      continue;
     }
-    absl::StatusOr<HandleId> handle = UnmapGranule(*donor, g);
-    if (!handle.ok()) {
-      for (const HandleId taken : handles) Release(taken);
-      return handle.status();
+    waited_for = donor;
+    if (const absl::StatusOr<HandleId> handle = UnmapGranule(*donor, g); handle.ok()) {
+      handles.push_back(*handle);
+    } else {
+      bad = donor;
     }
-    handles.push_back(*handle);
   }
-  return handles;
+  if (handles.size() == count) return handles;
+  for (const HandleId handle : handles) Release(handle);
+  return absl::ResourceExhaustedError("too few cached handles could be moved");
 }
 
 absl::Status CachingAllocator::Impl::WaitForStream(Stream stream) {
@@ -159,29 +180,35 @@ absl::StatusOr<HandleId> CachingAllocator::Impl::UnmapGranule(Pool& pool, uint64
 }
 
 void CachingAllocator::Impl::Release(HandleId handle) {
-  // It is mapped nowhere, so one that the upstream will not take back is memory lost, but no block is wrong.
-  upstream.ReleaseHandle(handle).IgnoreError();
   ++upstream_calls;
+  if (!upstream.ReleaseHandle(handle).ok()) orphans.push_back(handle);
+}
+
+void CachingAllocator::Impl::Trim(Bytes target) {
+  for (const HandleId handle : std::exchange(orphans, {})) Release(handle);
+  for (Pool* pool : pool_order) {
+    const std::vector<uint64_t> donors = pool->DonorGranules(Bytes(), Bytes());
+    if (reserved() <= target || donors.empty() || !WaitForStream(pool->stream()).ok()) continue;
+    for (const uint64_t g : donors) {
+      if (reserved() <= target) return;
+      const absl::StatusOr<HandleId> handle = UnmapGranule(*pool, g);
+      if (!handle.ok()) break;
+      Release(*handle);
+    }
+  }
 }
 
 Bytes CachingAllocator::ReleaseCached() {
   Impl& a = *impl_;
   MutexLock lock(a.mutex);
   a.CompletePending();
-  const Bytes before = a.reserved();
-  for (Pool* pool : a.pool_order) {
-    const std::vector<uint64_t> donors = pool->DonorGranules(Bytes(), Bytes());
-    if (donors.empty() || !a.WaitForStream(pool->stream()).ok()) continue;
-    for (const uint64_t g : donors) {
-      const absl::StatusOr<HandleId> handle = a.UnmapGranule(*pool, g);
-      if (!handle.ok()) break;
-      a.Release(*handle);
-    }
-  }
-  return before - a.reserved();
+  const Bytes before = a.reserved() + a.granule * a.orphans.size();
+  a.Trim(Bytes());
+  return before - (a.reserved() + a.granule * a.orphans.size());
 }
 
 CachingAllocator::~CachingAllocator() {
+  UnregisterForFork(this);
   Settle().IgnoreError();
   for (const LiveAllocation& left : ledger().live()) {
     if (!left.pending) {

@@ -165,13 +165,16 @@ void Ledger::ResetPeak() {
 }
 
 void Ledger::Note(Record record) {
-  Impl& l = *impl_;
-  record.time = l.clock.now();
+  record.time = impl_->clock.now();
   record.thread = ThisThread();
-  record.device = l.device;
-  MutexLock lock(l.mutex);
-  record.sequence = ++l.sequence;
-  if (l.sink != nullptr) l.sink->Write(record);
+  MutexLock lock(impl_->mutex);
+  impl_->WriteNote(record);
+}
+
+void Ledger::Impl::WriteNote(Record record) {
+  record.device = device;
+  record.sequence = ++sequence;
+  if (sink != nullptr) sink->Write(record);
 }
 
 void Ledger::LockForFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { impl_->mutex.Lock(); }

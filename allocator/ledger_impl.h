@@ -91,6 +91,8 @@ struct Ledger::Impl {
   void Unlink(Charge::Entry& entry) GPULEDGER_REQUIRES(mutex);
   uint64_t Write(RecordKind kind, const Charge::Entry& entry, TimePoint time, ThreadId thread) GPULEDGER_REQUIRES(mutex);
 
+  void WriteNote(Record record) GPULEDGER_REQUIRES(mutex);  // time and thread are set
+
   Usage Read(const Account& account) const GPULEDGER_REQUIRES(mutex);
   Residual ResidualOf(OwnerId weight, const OwnerAccounts& owner) const GPULEDGER_REQUIRES(mutex);
   absl::Status Check() const GPULEDGER_REQUIRES(mutex);

@@ -98,47 +98,50 @@ namespace {
 
 bool IsResidualRole(Role role) { return role == Role::kSource || role == Role::kStaging; }
 
-Record LineageRecord(RecordKind kind, OwnerId weight) {
+Record LineageRecord(RecordKind kind, OwnerId weight, const Clock& clock) {
   Record record;
   record.kind = kind;
   record.owner = weight;
+  record.time = clock.now();
+  record.thread = ThisThread();
   return record;
 }
 
 }  // namespace
 
 void Ledger::OpenLineage(OwnerId weight) {
-  {
-    MutexLock lock(impl_->mutex);
-    LineageState& state = impl_->OwnerOf(weight).lineage;
-    impl_->open_lineages += state != LineageState::kOpen;
-    state = LineageState::kOpen;
-  }
-  Note(LineageRecord(RecordKind::kLineageOpened, weight));
+  const Record record = LineageRecord(RecordKind::kLineageOpened, weight, impl_->clock);
+  MutexLock lock(impl_->mutex);
+  LineageState& state = impl_->OwnerOf(weight).lineage;
+  impl_->open_lineages += state != LineageState::kOpen;
+  state = LineageState::kOpen;
+  impl_->WriteNote(record);
 }
 
 void Ledger::CloseLineage(OwnerId weight) {
-  {
-    MutexLock lock(impl_->mutex);
-    LineageState& state = impl_->OwnerOf(weight).lineage;
-    if (state == LineageState::kOpen) {
-      state = LineageState::kClosed;
-      impl_->open_lineages -= 1;
-    }
+  const Record record = LineageRecord(RecordKind::kLineageClosed, weight, impl_->clock);
+  MutexLock lock(impl_->mutex);
+  LineageState& state = impl_->OwnerOf(weight).lineage;
+  if (state == LineageState::kOpen) {
+    state = LineageState::kClosed;
+    impl_->open_lineages -= 1;
   }
-  Note(LineageRecord(RecordKind::kLineageClosed, weight));
+  impl_->WriteNote(record);
 }
 
 Lineage Ledger::lineage(OwnerId weight) const {
   Lineage lineage;
-  {
-    MutexLock lock(impl_->mutex);
-    const OwnerAccounts* accounts = impl_->FindOwner(weight);
-    if (accounts != nullptr) lineage.state = accounts->lineage;
-  }
-  lineage.source = usage(weight, Role::kSource);
-  lineage.staging = usage(weight, Role::kStaging);
-  lineage.quantized = usage(weight, Role::kQuantized);
+  MutexLock lock(impl_->mutex);
+  const OwnerAccounts* accounts = impl_->FindOwner(weight);
+  if (accounts == nullptr) return lineage;
+  lineage.state = accounts->lineage;
+  const auto stage = [&](Role role, Usage& usage) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    const Account* account = accounts->roles[static_cast<size_t>(role)].get();
+    if (account != nullptr) usage = impl_->Read(*account);
+  };
+  stage(Role::kSource, lineage.source);
+  stage(Role::kStaging, lineage.staging);
+  stage(Role::kQuantized, lineage.quantized);
   return lineage;
 }
 

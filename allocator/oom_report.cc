@@ -58,11 +58,14 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Pool& pool, Bytes re
   text += Equation(t);
   text += fmt::format("  cap {}; largest cached block of this stream {}; cached in pieces under one handle {}\n", CapText(t.cap), Human(largest), Human(stranded));
   text += "  top owners of what is in use:\n" + OwnerLines(ledger.usage_by_owner(), options.report_owners);
-  if (t.cap != Bytes::Max()) {
+  text += "  what would help: ";
+  if (shortage == Shortage::kCap && charged + granule < Bytes::Max() - t.reserved) {
     const Bytes need = (t.in_use + t.pending + stranded + charged).RoundUpTo(granule);
-    text += fmt::format("  what would help: a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.cap + granule)), Human(charged));
+    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granule)), Human(charged));
+  } else if (shortage == Shortage::kAddresses) {
+    text += "a smaller request: no pool has so many addresses";
   } else {
-    text += fmt::format("  what would help: freeing {}, or memory that other programs hold on this device", Human(charged));
+    text += fmt::format("freeing {}, or memory that others hold on this device", Human(charged));
   }
   if (!t.pending.is_zero()) text += fmt::format("; {} is pending on other streams", Human(t.pending));
   return text;

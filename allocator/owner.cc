@@ -1,13 +1,12 @@
 #include "gpuledger/owner.h"
 
-#include <pthread.h>
-
 #include <deque>
 #include <string>
 
 #include <absl/container/flat_hash_map.h>
 #include <fmt/format.h>
 
+#include "fork_guard.h"
 #include "sync.h"
 
 namespace gpuledger {
@@ -50,14 +49,7 @@ struct Tables {
 };
 
 Tables& AllTables() {
-  // A child forked while another thread interns a name must find the tables whole.
-  static Tables& tables = []() -> Tables& {
-    Tables& made = *new Tables;
-    pthread_atfork([] { AllTables().owners.LockForFork(), AllTables().sites.LockForFork(); },
-                   [] { AllTables().sites.UnlockAfterFork(), AllTables().owners.UnlockAfterFork(); },
-                   [] { AllTables().sites.UnlockAfterFork(), AllTables().owners.UnlockAfterFork(); });
-    return made;
-  }();
+  static Tables& tables = *new Tables;
   return tables;
 }
 NameTable& Owners() { return AllTables().owners; }
@@ -68,6 +60,15 @@ thread_local OwnerScope* innermost_scope = nullptr;
 bool CrossesName(char c) { return c == '.' || c == '/'; }
 
 }  // namespace
+
+void LockNamesForFork() {
+  AllTables().owners.LockForFork();
+  AllTables().sites.LockForFork();
+}
+void UnlockNamesAfterFork() {
+  AllTables().sites.UnlockAfterFork();
+  AllTables().owners.UnlockAfterFork();
+}
 
 OwnerId InternOwner(std::string_view path) { return path.empty() ? kUnattributed : OwnerId(Owners().Intern(path)); }
 

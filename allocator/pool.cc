@@ -83,8 +83,6 @@ Block* Pool::Split(Block* block, Bytes low_size) {
   high->pool = this;
   high->offset = block->offset + low_size;
   high->size = block->size - low_size;
-  high->last_payer = block->last_payer;
-  high->last_site = block->last_site;
   if (block->unmapped()) high->state.emplace<Unmapped>();
   high->left = block;
   high->right = block->right;

@@ -4,6 +4,8 @@
 #include <deque>
 #include <exception>
 #include <string>
+#include <string_view>
+#include <utility>
 
 #include <c10/core/TensorImpl.h>
 #include <fmt/format.h>
@@ -14,9 +16,25 @@
 namespace gpuledger::pytorch {
 namespace {
 
-std::string& LastError() {
-  thread_local std::string message;
+// Null once the objects of this thread are gone.
+std::string* LastError() {
+  static thread_local std::string* message = nullptr;
+  static thread_local bool ended = false;
+  struct Guard {
+    ~Guard() {
+      ended = true;
+      delete std::exchange(message, nullptr);
+    }
+  };
+  if (message == nullptr && !ended) {
+    static thread_local Guard guard;
+    (void)&guard;
+    message = new std::string;
+  }
   return message;
+}
+void SetLastError(std::string_view text) {
+  if (std::string* const message = LastError()) *message = text;
 }
 
 int CodeOf(const absl::Status& status) {
@@ -33,16 +51,16 @@ int CodeOf(const absl::Status& status) {
 template <class Body>
 int Guard(Body&& body) noexcept {
   try {
-    LastError().clear();
+    SetLastError("");
     const absl::Status status = body();
-    if (!status.ok()) LastError() = std::string(status.message());
+    if (!status.ok()) SetLastError(std::string_view(status.message().data(), status.message().size()));
     return CodeOf(status);
   } catch (const std::bad_alloc&) {
     return GPULEDGER_TORCH_OUT_OF_MEMORY;
   } catch (const std::exception& error) {
-    LastError() = error.what();
+    SetLastError(error.what());
   } catch (...) {
-    LastError() = "an unknown exception";
+    SetLastError("an unknown exception");
   }
   return GPULEDGER_TORCH_INTERNAL;
 }
@@ -86,7 +104,7 @@ void Fill(const HolderCounts& holders, gpuledger_torch_report* out) {
 using namespace gpuledger;           // NOLINT(google-build-using-namespace): the C boundary of this very library
 using namespace gpuledger::pytorch;  // NOLINT(google-build-using-namespace)
 
-const char* gpuledger_torch_last_error(void) noexcept { return LastError().c_str(); }
+const char* gpuledger_torch_last_error(void) noexcept { return LastError() == nullptr ? "" : LastError()->c_str(); }
 const char* gpuledger_torch_built_for(void) noexcept { return GPULEDGER_BUILT_FOR_TORCH; }
 
 int gpuledger_torch_install_cpu(void) noexcept {

@@ -73,11 +73,9 @@ void Free(void* block) {
 
 void BeforeFork() {
   Lock().lock();
-  LockWatchesForFork();
-  state->core.LockForFork();
+  LockWatchesForFork();  // the core locks its allocators by itself
 }
 void AfterFork() {
-  state->core.UnlockAfterFork();
   UnlockWatchesAfterFork();
   Lock().unlock();
 }

@@ -189,6 +189,8 @@ class Episode {
       }
     }
     const Totals t = allocator.totals();
+    if (t.reserved > std::max(cap, reserved_before)) return "reserved grew beyond the cap";
+    reserved_before = t.reserved;
     if (t.reserved != upstream.fake.bytes_mapped()) return "reserved is not what is mapped";
     if (t.reserved != upstream.fake.bytes_created() && !faulty) return "a handle is mapped nowhere";
     return "";
@@ -197,6 +199,7 @@ class Episode {
   WatchedUpstream upstream;
   CachingAllocator allocator;
   Bytes cap = Bytes::Max();
+  Bytes reserved_before;
   bool faulty = false;
   std::string failure;
   uint64_t peak = 0;
@@ -250,8 +253,8 @@ std::vector<Operation> RandomEpisode(std::mt19937_64& random, size_t length) {
     } else if (dice < 98) {
       operations.push_back(Cap{1 + below(12)});
     } else if (with_faults) {
-      const UpstreamCall calls[] = {UpstreamCall::kReserve, UpstreamCall::kCreate, UpstreamCall::kMap, UpstreamCall::kUnmap};
-      operations.push_back(Fail{static_cast<int>(calls[below(4)]), 1 + below(4)});
+      const UpstreamCall calls[] = {UpstreamCall::kReserve, UpstreamCall::kCreate, UpstreamCall::kMap, UpstreamCall::kUnmap, UpstreamCall::kRelease};
+      operations.push_back(Fail{static_cast<int>(calls[below(5)]), 1 + below(4)});
     }
   }
   return operations;

@@ -1,5 +1,6 @@
 /* The C ABI, used from C: every function once as it should be, and once as it should not. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "gpuledger/gpuledger.h"
@@ -13,6 +14,14 @@ static void expect(int holds, const char* what, int line) {
 }
 #define EXPECT(condition) expect((condition), #condition, __LINE__)
 
+/* Runs when this thread's own objects are gone. */
+static void at_exit(void) {
+  gpuledger_allocator* a = NULL;
+  gpuledger_create("vulkan", 0, &a);
+  if (gpuledger_last_error() == NULL) abort();
+  if (gpuledger_push_owner("c/late", 0) != GPULEDGER_FAILED_PRECONDITION) abort();
+}
+
 int main(void) {
   gpuledger_allocator* a = NULL;
   gpuledger_usage usage;
@@ -20,6 +29,8 @@ int main(void) {
   uint64_t block = 0, bytes = 0, count = 0;
   char text[4096];
   size_t needed = 0;
+
+  atexit(at_exit);
 
   EXPECT(gpuledger_create("vulkan", 0, &a) == GPULEDGER_INVALID_ARGUMENT);
   EXPECT(strstr(gpuledger_last_error(), "no upstream is called 'vulkan'; there are host-anonymous") != NULL);

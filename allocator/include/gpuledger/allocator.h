@@ -1,7 +1,7 @@
 // gpuledger/allocator.h - the caching allocator: blocks out of an upstream's memory, every byte with an owner.
 //
-// Each stream has a pool; a pool has a range of reserved addresses, which handles of physical memory are mapped into as
-// it grows. A range is cut into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
+// Each stream has a pool: reserved addresses, which handles of physical memory are mapped into as it grows. They are cut
+// into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
 // other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
 //
 //   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
@@ -11,8 +11,9 @@
 // report (kResourceExhausted) that names the top owners and what is cached.
 //
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
-// on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds it usable, with copy-on-write memory if
-// its upstream has that (host-anonymous).
+// on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds every allocator whole and usable, with
+// copy-on-write memory if its upstream has that (host-anonymous). A call may wait for another thread that is on the
+// rungs which synchronise. A host that is out of memory for the allocator's own records ends the program.
 #pragma once
 
 #include <memory>
@@ -32,7 +33,7 @@ enum class OnMisuse : uint8_t { kAbort, kWarn };
 
 // One table (allocator/options.cc) names, parses and explains each field and its GPULEDGER_ variable.
 struct GPULEDGER_EXPORT AllocatorOptions {
-  Bytes cap = Bytes::Max();                // reserved never exceeds it
+  Bytes cap = Bytes::Max();                // reserved never grows beyond it
   OnMisuse on_misuse = OnMisuse::kAbort;
   uint64_t report_owners = 10;             // owners named in an out-of-memory report
 
@@ -101,11 +102,11 @@ class GPULEDGER_EXPORT CachingAllocator {
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
   // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
   // Synchronises the device: only on the rungs below growth (donors and pending work are waited for).
-  [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite);
+  [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
-  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite);
-  // Frees in the order of the block's stream; never waits. Null is fine.
-  void Free(DevicePtr block);
+  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
+  // Frees in the order of the block's stream; waits for no stream. Null is fine.
+  void Free(DevicePtr block) noexcept;
 
   // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done.
   absl::Status RecordStream(DevicePtr block, Stream stream);
@@ -122,10 +123,12 @@ class GPULEDGER_EXPORT CachingAllocator {
   // Synchronises the device.
   Bytes ReleaseCached();
 
+  // Cached memory above a lowered cap is given back at once; blocks in use stay, and nothing grows until they are gone.
   void set_cap(Bytes cap);
   [[nodiscard]] Totals totals() const;
   [[nodiscard]] std::vector<SegmentInfo> segments() const;
   [[nodiscard]] Upstream& upstream() const;
+  // To read, and to open and close lineages; charges come from the allocator alone.
   [[nodiscard]] Ledger& ledger();
   [[nodiscard]] const Ledger& ledger() const;
   // The statistics page: the equations of DESIGN section 3 with their figures, then the owners.
@@ -133,7 +136,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   // The equations and the structure behind them, recomputed; kInternal names what does not hold.
   [[nodiscard]] absl::Status CheckInvariants() const;
 
-  // Held around fork() (pthread_atfork), so that a forked child finds allocator and ledger whole.
+  // What the library does around each fork(), for every allocator.
   void LockForFork();
   void UnlockAfterFork();
 

@@ -3,8 +3,8 @@
  * Every function but the readers of text returns a gpuledger_status; on any but GPULEDGER_OK, gpuledger_last_error() of
  * the same thread says what happened, in a sentence. Nothing throws. Thread-safe, but for destroying an allocator that
  * others still use. Sizes are bytes. A NULL out-parameter or handle is GPULEDGER_INVALID_ARGUMENT, unless NULL is given
- * a meaning below. No call but gpuledger_settle, gpuledger_release_cached and a gpuledger_allocate that runs out of
- * memory synchronises the device. */
+ * a meaning below. No call but gpuledger_settle, gpuledger_release_cached, gpuledger_destroy and a
+ * gpuledger_allocate that runs out of memory synchronises the device. */
 #ifndef GPULEDGER_GPULEDGER_H_
 #define GPULEDGER_GPULEDGER_H_
 
@@ -61,6 +61,8 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_destroy(gpuledger_allocator* alloc
 /* `stream`: a CUstream, NULL the default stream. Zero bytes give address 0, which gpuledger_free takes. The payer is
  * this thread's innermost owner scope. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_allocate(gpuledger_allocator* allocator, uint64_t size, void* stream, uint64_t* address) GPULEDGER_NOEXCEPT;
+/* Misuse (a double free, an address that was never handed out) ends the program with a sentence; with
+ * GPULEDGER_ON_MISUSE=warn the sentence goes to stderr, and nothing is freed. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_free(gpuledger_allocator* allocator, uint64_t address) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_record_stream(gpuledger_allocator* allocator, uint64_t address, void* stream) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_transfer(gpuledger_allocator* allocator, uint64_t address, const char* owner, gpuledger_role role) GPULEDGER_NOEXCEPT;

@@ -120,7 +120,8 @@ class GPULEDGER_EXPORT Ledger {
 
   // Charges and returns the receipt. Errors: none (a ledger never refuses; a cap is the allocator's).
   [[nodiscard]] Charge Debit(const ChargeRequest& request);
-  // Re-tags a live charge, now and in who was live at the peak; recorded. The single owners' own `peak` stay what they were.
+  // Re-tags a live charge, now and in who was live at the peak; recorded. An owner's own `peak` is not rewritten: the
+  // giver's stays, the receiver's rises to what it has now, so its at_device_peak may exceed it.
   void Transfer(const Charge& charge, Payer to);
 
   [[nodiscard]] Usage usage() const;

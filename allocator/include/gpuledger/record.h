@@ -22,7 +22,7 @@ enum class RecordKind : uint8_t {
   kOutOfMemory,    // a request of `requested` bytes failed
 };
 
-// Fixed size, copied freely. Sequence numbers are given under the ledger's lock: they are the ledger's order.
+// Fixed size, copied freely. The sequence numbers are the order in which changes reached the ledger.
 struct Record {
   uint64_t sequence = 0;
   TimePoint time{0};
@@ -46,8 +46,9 @@ class Clock {
   [[nodiscard]] virtual TimePoint now() const = 0;  // nanoseconds, never going back; thread-safe
 };
 
-// Where records go. Write is called in sequence order under the ledger's lock, on the thread that made the change:
-// it must not block, allocate through the ledger that calls it, or call back into it.
+// Where records go. Write is called on the thread that made the change, and by several threads at once: the sequence
+// numbers, unique in a ledger, are the order. It must not block, allocate through the ledger that calls it, or call back
+// into it.
 class RecordSink {
  public:
   virtual ~RecordSink() = default;
