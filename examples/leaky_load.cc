@@ -199,15 +199,15 @@ int Run(const Options& options) {
 
   const char* const no_colour = std::getenv("NO_COLOR");
   const bool colour = isatty(STDOUT_FILENO) != 0 && (no_colour == nullptr || *no_colour == '\0');
-  const uint64_t shown = options.all ? std::numeric_limits<uint64_t>::max() : 6;
-  fmt::print("{}", pytorch::ResidualReport({.weights = shown, .colour = colour}));
+  const uint64_t shown = options.all ? std::numeric_limits<uint64_t>::max() : 12;
+  fmt::print("{}", pytorch::ResidualReport({.weights = shown, .collapse = !options.all, .colour = colour}));
 
   const Ledger& ledger = pytorch::CpuAllocator()->ledger();
   fmt::print("\nThe load peaked at {} in use and ends with {}, of which {} are the 4-bit weights.\n",
              Mebibytes(ledger.usage().peak), Mebibytes(ledger.usage().in_use), Mebibytes(quantized));
   const size_t left = ledger.residuals().size();
-  if (!options.all && left > shown) {
-    fmt::print("All {} names: --all. The same load without the leak: --poison.\n", left);
+  if (!options.all && left > 0) {
+    fmt::print("A line for each of the {}: --all. The same load without the leak: --poison.\n", left);
   }
   return left == 0 ? kFine : kResidual;
 }

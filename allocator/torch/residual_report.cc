@@ -1,15 +1,18 @@
 // What closed lineages left behind, and who holds it.
 #include <algorithm>
+#include <map>
 
 #include <fmt/format.h>
 
+#include "gpuledger/layer_names.h"
 #include "gpuledger/torch.h"
 
 namespace gpuledger::pytorch {
 namespace {
 
 struct Left {
-  std::string_view weight;
+  std::string weight;  // or the pattern of several
+  std::vector<std::string> layers;
   Bytes bytes;
   uint64_t storages = 0;  // watched and alive
   HolderCounts holders;
@@ -18,7 +21,7 @@ struct Left {
 std::vector<Left> Collect(const Ledger& ledger) {
   std::vector<Left> all;
   for (const Residual& residual : ledger.residuals()) {
-    Left left{OwnerName(residual.weight), residual.bytes, 0, {}};
+    Left left{std::string(OwnerName(residual.weight)), {}, residual.bytes, 0, {}};
     for (const WatchedStorage& storage : Holders(residual.weight)) {
       if (storage.size.is_zero()) continue;  // its bytes are gone
       ++left.storages;
@@ -27,6 +30,20 @@ std::vector<Left> Collect(const Ledger& ledger) {
     all.push_back(left);
   }
   return all;
+}
+
+// Weights with the same bytes and holders, alike but for their layer, as one; the order stays that of the first of each.
+std::vector<Left> Collapse(const std::vector<Left>& all) {
+  std::vector<Left> groups;
+  std::map<std::string, size_t> by_key;
+  for (const Left& left : all) {
+    auto [pattern, layer] = SplitLayer(left.weight);
+    const std::string key = fmt::format("{} {} {} {}", pattern, left.bytes.count(), left.storages, Describe(left.holders));
+    const auto [found, is_new] = by_key.emplace(layer.empty() ? left.weight : key, groups.size());
+    if (is_new) groups.push_back({pattern, {}, left.bytes, left.storages, left.holders});
+    if (!layer.empty()) groups[found->second].layers.push_back(layer);
+  }
+  return groups;
 }
 
 std::string Mebibytes(Bytes bytes) {
@@ -56,33 +73,35 @@ std::string ResidualReport(const ResidualReportOptions& options) {
   Bytes total;
   HolderCounts holders;
   size_t width = 0;
-  const size_t shown = std::min<size_t>(options.weights, all.size());
+  const std::vector<Left> lines = options.collapse ? Collapse(all) : all;
+  const size_t shown = std::min<size_t>(options.weights, lines.size());
   for (const Left& left : all) {
     total += left.bytes;
     holders += left.holders;
   }
-  for (size_t i = 0; i < shown; ++i) width = std::max(width, all[i].weight.size());
+  for (size_t i = 0; i < shown; ++i) width = std::max(width, JoinLayers(lines[i].weight, lines[i].layers).size());
 
   out += paint("1;31", fmt::format("{} quantized, but {} source is still resident: {} ({}).",
                                    all.size() == 1 ? "1 weight is" : fmt::format("{} weights are", all.size()),
                                    all.size() == 1 ? "its" : "their", ToString(total), Mebibytes(total)));
   out += "\n\n";
   Bytes hidden = total;
+  size_t more = all.size();
   for (size_t i = 0; i < shown; ++i) {
-    const Left& left = all[i];
-    hidden -= left.bytes;
-    const std::string name = paint("1", fmt::format("{:<{}}", left.weight, width));
+    const Left& left = lines[i];
+    const size_t times = std::max<size_t>(1, left.layers.size());
+    hidden -= left.bytes * times;
+    more -= times;
+    const std::string name = paint("1", fmt::format("{:<{}}", JoinLayers(left.weight, left.layers), width));
+    const std::string size = (times == 1 ? "" : fmt::format("{} x ", times)) + ToString(left.bytes);
     if (left.storages == 0) {
-      out += fmt::format("  {}  {:>13}   holders unknown: its source was not watched\n", name, ToString(left.bytes));
+      out += fmt::format("  {}  {:>17}   holders unknown: its source was not watched\n", name, size);
     } else {
-      out += fmt::format("  {}  {:>13}   {}\n      {}\n", name, ToString(left.bytes), Count(left.holders),
+      out += fmt::format("  {}  {:>17}   {}{}\n      {}\n", name, size, Count(left.holders), times == 1 ? "" : " each",
                          Describe(left.holders));
     }
   }
-  if (shown < all.size()) {
-    const size_t more = all.size() - shown;
-    out += fmt::format("  ... and {} more {} with {}\n", more, more == 1 ? "weight" : "weights", ToString(hidden));
-  }
+  if (more > 0) out += fmt::format("  ... and {} more {} with {}\n", more, more == 1 ? "weight" : "weights", ToString(hidden));
   out += fmt::format("\n  total: {} {}, {}, {}\n      {}\n", all.size(), all.size() == 1 ? "weight" : "weights",
                      ToString(total), Count(holders), Describe(holders));
   out += paint("2",

@@ -1,4 +1,5 @@
 #include "gpuledger/owner.h"
+#include "gpuledger/layer_names.h"
 
 #include <gtest/gtest.h>
 
@@ -63,6 +64,15 @@ TEST(OwnerScopeDeathTest, EndsTheProgramWhenScopesEndOutOfOrder) {
         outer.reset();
       },
       "reverse order");
+}
+
+TEST(LayerNamesTest, SplitsAtTheFirstNumberAndJoinsLayersAsRanges) {
+  EXPECT_EQ(SplitLayer("layers.3.experts.7.up"), (std::pair<std::string, std::string>("layers.{}.experts.7.up", "3")));
+  EXPECT_EQ(SplitLayer("embed.weight"), (std::pair<std::string, std::string>("embed.weight", "")));
+  EXPECT_EQ(SplitLayer(""), (std::pair<std::string, std::string>("", "")));
+  EXPECT_EQ(JoinLayers("layers.{}.up", {"2", "0", "1", "7"}), "layers.{0-2,7}.up");
+  EXPECT_EQ(JoinLayers("layers.{}.up", {"3"}), "layers.3.up");
+  EXPECT_EQ(JoinLayers("embed", {}), "embed");
 }
 
 TEST(SiteTest, NamesTheLineThatAsked) {

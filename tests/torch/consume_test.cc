@@ -360,12 +360,13 @@ TEST_F(TorchConsumeTest, TheReportNamesEachWeightAndItsHolders) {
   const at::Tensor alias = leaked[2].detach();
   const std::string report = ResidualReport({.weights = 2});
   EXPECT_THAT(report, HasSubstr("3 weights are quantized, but their source is still resident: 6,144 B"));
-  EXPECT_THAT(report, HasSubstr("leaked.2        3,072 B   2 holders\n"
+  EXPECT_THAT(report, HasSubstr("leaked.2            3,072 B   2 holders\n"
                                 "      1 handle of the same tensor, 1 other tensor on its storage"));
   EXPECT_THAT(report, HasSubstr("... and 1 more weight with 1,024 B"));
   EXPECT_THAT(report, Not(HasSubstr("leaked.0")));
   EXPECT_THAT(report, HasSubstr("total: 3 weights, 6,144 B, 4 holders"));
   EXPECT_THAT(report, Not(HasSubstr("\x1b")));
+  EXPECT_THAT(ResidualReport({.collapse = true}), HasSubstr("leaked.2 "));  // not alike: its bytes are its own
   EXPECT_THAT(ResidualReport({.colour = true}), HasSubstr("\x1b["));
 }
 

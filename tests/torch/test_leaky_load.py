@@ -58,10 +58,11 @@ def test_a_screenful_adds_up():
     done = leaky_load(MODEL)
     assert done.returncode == 3
     assert len(done.stdout.splitlines()) <= 24 and max(map(len, done.stdout.splitlines())) <= 110
-    shown = [int(size.replace(",", "")) for size in re.findall(r"([\d,]+) B   3 holders", done.stdout)]
-    more = re.search(r"\.\.\. and 31 more weights with ([\d,]+) B", done.stdout)
-    assert len(shown) == 6
-    assert sum(shown) + int(more[1].replace(",", "")) == sum(linear_weights().values())
+    shown = re.findall(r"^  (\S+) +(?:(\d+) x )?([\d,]+) B   3 holders", done.stdout, re.MULTILINE)
+    assert len(shown) == 7
+    assert sum(int(times or 1) for _, times, _ in shown) == 37
+    assert sum(int(times or 1) * int(size.replace(",", "")) for _, times, size in shown) == sum(linear_weights().values())
+    assert "encoder.layer.{0-5}.attention.self.query.weight" in [name for name, _, _ in shown]
     assert re.search(r"^The load peaked at \S+ MiB in use and ends with \S+ MiB, ", done.stdout, re.MULTILINE)
     assert "\x1b" not in done.stdout
 

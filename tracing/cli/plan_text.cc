@@ -9,24 +9,12 @@
 #include <vector>
 
 #include "figures.h"
+#include "gpuledger/layer_names.h"
 
 namespace gpuledger::cli {
 namespace {
 
 constexpr size_t kScreen = 40;  // lines
-
-// "layers.3.up.weight" -> "layers.{}.up.weight" and 3; the first number names the layer, later ones stay.
-std::pair<std::string, std::string> SplitLayer(const std::string& name) {
-  for (size_t at = 0; at < name.size();) {
-    const size_t end = std::min(name.find('.', at), name.size());
-    const bool number = end > at && std::all_of(name.begin() + static_cast<std::ptrdiff_t>(at),
-                                                name.begin() + static_cast<std::ptrdiff_t>(end),
-                                                [](char c) { return c >= '0' && c <= '9'; });
-    if (number) return {name.substr(0, at) + "{}" + name.substr(end), name.substr(at, end - at)};
-    at = end + 1;
-  }
-  return {name, ""};
-}
 
 struct Row {
   std::string name;
@@ -54,25 +42,6 @@ std::vector<Row> Rows(const LoadPlan& plan, bool collapse) {
     row.final_bytes += w.final_bytes;
   }
   return rows;
-}
-
-// "layers.{0-31}.up.weight", the numbers as ranges.
-std::string NameOf(const Row& row) {
-  if (row.layers.empty()) return row.name;
-  std::vector<uint64_t> numbers;
-  for (const std::string& layer : row.layers) numbers.push_back(layer.size() < 19 ? std::stoull(layer) : UINT64_MAX);
-  std::sort(numbers.begin(), numbers.end());
-  std::string ranges;
-  for (size_t from = 0, to = 0; from < numbers.size(); from = to = to + 1) {
-    while (to + 1 < numbers.size() && numbers[to + 1] - numbers[to] <= 1) ++to;
-    if (!ranges.empty()) ranges += ",";
-    ranges += numbers[to] == numbers[from] ? fmt::format("{}", numbers[from])
-                                           : fmt::format("{}-{}", numbers[from], numbers[to]);
-  }
-  const size_t at = row.name.find("{}");
-  const bool one = ranges.find_first_of(",-") == std::string::npos;
-  return fmt::format(fmt::runtime(one ? "{}{}{}" : "{}{{{}}}{}"), row.name.substr(0, at), ranges,
-                     row.name.substr(at + 2));
 }
 
 // A flag's value: "256KiB".
@@ -114,7 +83,7 @@ std::string PlanTable(const LoadPlan& plan, const Style& style, bool all) {
   std::vector<std::string> names;
   size_t name_width = 6, shape_width = 5;
   for (const Row& row : rows) {
-    names.push_back(NameOf(row));
+    names.push_back(JoinLayers(row.name, row.layers));
     name_width = std::max(name_width, names.back().size());
     shape_width = std::max(shape_width, Shape(row.weight->tensor.shape).size());
   }

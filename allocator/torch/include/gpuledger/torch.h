@@ -113,7 +113,8 @@ GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::
 // --- The report at the end of a load ---------------------------------------------------------------------------------
 
 struct ResidualReportOptions {
-  uint64_t weights = 6;  // described in full; the others are counted
+  uint64_t weights = 6;   // described in full; the others are counted
+  bool collapse = false;  // weights that differ in their layer alone share a line, and count as one
   bool colour = false;   // ANSI colours: for a terminal
 };
 // Every weight whose lineage is closed and whose source or staging bytes are still there: name, bytes, holders by kind
