@@ -375,11 +375,9 @@ TEST(AllocatorForkTest, WorksInAForkedChildWithCopyOnWrite) {
   std::atomic<bool> stop = false;
   std::thread busy([&] {  // holds the locks most of the time
     OwnerScope scope("fork/busy", Role::kOther);
-    while (!stop) (void)allocator.Allocate(1_KiB, S(1));
+    for (; !stop; std::this_thread::yield()) (void)allocator.Allocate(1_KiB, S(1));
   });
   const pid_t child = fork();
-  stop = true;
-  busy.join();
   if (child == 0) {
     bool good = bytes[0] == 1;
     bytes[0] = 2;
@@ -387,6 +385,8 @@ TEST(AllocatorForkTest, WorksInAForkedChildWithCopyOnWrite) {
     good = good && more.ok() && allocator.CheckInvariants().ok();
     _exit(good ? 0 : 1);
   }
+  stop = true;
+  busy.join();
   int status = 0;
   waitpid(child, &status, 0);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
