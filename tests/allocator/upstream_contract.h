@@ -7,6 +7,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <random>
 #include <string>
 #include <thread>
@@ -22,6 +23,7 @@ namespace gpuledger::testing {
 struct UpstreamMaker {
   std::string name;
   std::function<std::unique_ptr<Upstream>()> make;  // with at least 64 granules of memory free
+  friend std::ostream& operator<<(std::ostream& out, const UpstreamMaker& maker) { return out << maker.name; }
 };
 
 class UpstreamContract : public ::testing::TestWithParam<UpstreamMaker> {
