@@ -85,7 +85,7 @@ struct GPULEDGER_EXPORT LoadPlan {
 
 // Reads DIR/config.json and the header of DIR/model.safetensors. `available` is what the device can give. Errors: those
 // of SafetensorsFile; kNotFound and kInvalidArgument with a sentence for what is missing, damaged or not a weight file
-// this can quantize; kInvalidArgument for a ring that cannot be (no slot, a slot under 256 B).
+// this can quantize; kInvalidArgument for a ring that cannot be (no slot, a slot under 512 B).
 GPULEDGER_EXPORT absl::StatusOr<LoadPlan> PlanLoad(const std::string& directory, const LoadOptions& options,
                                                    Bytes available = Bytes::Max());
 
