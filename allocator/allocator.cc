@@ -46,8 +46,8 @@ void CachingAllocator::Free(DevicePtr address) noexcept {
   if (address.is_null()) return;
   Impl& a = *impl_;
   MutexLock lock(a.mutex);
-  Block* block = a.FindInUse(address, "Free");
-  if (block == nullptr) return;
+  Block* block = a.FindInUse(address);
+  if (block == nullptr) return a.ReportMisuse(address, "Free");
   auto& in_use = std::get<InUse>(block->state);
   const LiveAllocation info = in_use.charge.info();
   a.freed[a.next_freed++ % a.freed.size()] = {address.address(), info.payer, info.site};
@@ -96,22 +96,20 @@ absl::Status CachingAllocator::RecordStream(DevicePtr address, Stream stream) {
                                                   stream.device().value(), a.upstream.device().value()));
   }
   MutexLock lock(a.mutex);
-  const auto found = a.index.find(address.address());
-  InUse* in_use = found == a.index.end() ? nullptr : std::get_if<InUse>(&found->second->state);
-  if (in_use == nullptr) return absl::NotFoundError(fmt::format("RecordStream: no block in use starts at {:#x}", address.address()));
-  const bool known = stream == found->second->pool->stream() ||
-                     std::find(in_use->other_streams.begin(), in_use->other_streams.end(), stream) != in_use->other_streams.end();
-  if (!known) in_use->other_streams.push_back(stream);
+  Block* block = a.FindInUse(address);
+  if (block == nullptr) return absl::NotFoundError(fmt::format("RecordStream: no block in use starts at {:#x}", address.address()));
+  std::vector<Stream>& others = std::get<InUse>(block->state).other_streams;
+  const bool known = stream == block->pool->stream() || std::find(others.begin(), others.end(), stream) != others.end();
+  if (!known) others.push_back(stream);
   return absl::OkStatus();
 }
 
 absl::Status CachingAllocator::Transfer(DevicePtr address, Payer to) {
   Impl& a = *impl_;
   MutexLock lock(a.mutex);
-  const auto found = a.index.find(address.address());
-  InUse* in_use = found == a.index.end() ? nullptr : std::get_if<InUse>(&found->second->state);
-  if (in_use == nullptr) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
-  a.ledger.Transfer(in_use->charge, to);
+  Block* block = a.FindInUse(address);
+  if (block == nullptr) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
+  a.ledger.Transfer(std::get<InUse>(block->state).charge, to);
   return absl::OkStatus();
 }
 
@@ -138,11 +136,9 @@ const Block* CachingAllocator::Impl::BlockHolding(DevicePtr address) const {
   return nullptr;
 }
 
-Block* CachingAllocator::Impl::FindInUse(DevicePtr address, std::string_view call) {
+Block* CachingAllocator::Impl::FindInUse(DevicePtr address) const {
   const auto found = index.find(address.address());
-  if (found != index.end() && std::holds_alternative<InUse>(found->second->state)) return found->second;
-  ReportMisuse(address, call);
-  return nullptr;
+  return found != index.end() && std::holds_alternative<InUse>(found->second->state) ? found->second : nullptr;
 }
 
 void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view call) const {
@@ -154,12 +150,9 @@ void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view ca
     what = fmt::format("the block there was freed already; its owner was {} [{}]{}{}", OwnerName(f.payer.owner), RoleName(f.payer.role),
                        f.site == kNoSite ? "" : ", allocated at ", SiteName(f.site));
   }
-  if (!what.empty()) {
-  } else if (block == nullptr) {
-    what = "this allocator never handed it out";
-  } else if (block->free_space()) {
-    what = "no block in use is there";
-  } else {
+  if (what.empty() && block == nullptr) what = "this allocator never handed it out";
+  if (what.empty() && block->free_space()) what = "no block in use is there";
+  if (what.empty()) {
     what = fmt::format("it points {} into a block of {}", ToString(address - block->pool->address(*block)), ToString(block->size));
   }
   const std::string message = fmt::format("{}({:#x}) on device {}: {}", call, address.address(), address.device().value(), what);

@@ -79,8 +79,8 @@ struct CachingAllocator::Impl {
 
   [[nodiscard]] Bytes reserved() const GPULEDGER_REQUIRES(mutex);
   [[nodiscard]] Totals totals() const GPULEDGER_REQUIRES(mutex);
-  // The block in use at `address`; null after reporting misuse.
-  Block* FindInUse(DevicePtr address, std::string_view call) GPULEDGER_REQUIRES(mutex);
+  // The block in use that starts at `address`; null if none does.
+  [[nodiscard]] Block* FindInUse(DevicePtr address) const GPULEDGER_REQUIRES(mutex);
   void ReportMisuse(DevicePtr address, std::string_view call) const GPULEDGER_REQUIRES(mutex);
   [[nodiscard]] const Block* BlockHolding(DevicePtr address) const GPULEDGER_REQUIRES(mutex);
   [[nodiscard]] std::string OutOfMemoryReport(const Pool& pool, Bytes requested, Payer payer, std::string_view why) const
