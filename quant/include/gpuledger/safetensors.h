@@ -35,6 +35,7 @@ struct TensorInfo {
   uint64_t elements;  // product of shape, checked
   uint64_t begin;     // file offset of its first byte
   Bytes size;         // elements * DtypeSize, checked
+  uint32_t file = 0;  // which file of its ModelSource
 };
 
 class GPULEDGER_EXPORT SafetensorsFile {
