@@ -26,7 +26,7 @@
 #include <fmt/format.h>
 
 #include "gpuledger/ledger.h"
-#include "gpuledger/nf4.h"
+#include "gpuledger/codec.h"
 #include "gpuledger/plan.h"
 #include "gpuledger/safetensors.h"
 #include "gpuledger/torch.h"
@@ -109,15 +109,16 @@ bool FloatTypeOf(gpuledger::Dtype dtype, gpuledger::FloatType* type, c10::Scalar
 Quantized QuantizeInto4Bit(const at::Tensor& source, const PlannedWeight& weight) {
   const OwnerScope scope(weight.tensor.name, Role::kQuantized);
   const uint64_t elements = weight.tensor.elements;
-  const auto packed_bytes = static_cast<int64_t>(gpuledger::Nf4PackedBytes(elements).count());
-  const auto blocks = static_cast<int64_t>(gpuledger::Nf4Blocks(elements));
+  const gpuledger::FourBitFormat nf4;
+  const auto packed_bytes = static_cast<int64_t>(gpuledger::PackedBytes(elements).count());
+  const auto blocks = static_cast<int64_t>(gpuledger::BlockCount(elements, nf4.block));
   Quantized out{at::empty({packed_bytes}, at::kByte), at::empty({blocks}, at::kFloat)};
   gpuledger::FloatType type{};
   c10::ScalarType scalar{};
   FloatTypeOf(weight.tensor.dtype, &type, &scalar);
-  gpuledger::QuantizeNf4(type, source.const_data_ptr(), elements,
-                         {out.packed.mutable_data_ptr<uint8_t>(), static_cast<size_t>(packed_bytes)},
-                         {out.absmax.mutable_data_ptr<float>(), static_cast<size_t>(blocks)});
+  gpuledger::Quantize4Bit(nf4, gpuledger::Dialect::kCpu, type, source.const_data_ptr(), elements,
+                          {out.packed.mutable_data_ptr<uint8_t>(), static_cast<size_t>(packed_bytes)},
+                          {out.absmax.mutable_data_ptr<float>(), static_cast<size_t>(blocks)});
   return out;
 }
 
@@ -133,7 +134,7 @@ Generator Convert(const std::vector<at::Tensor>& input_dict, const PlannedWeight
   co_yield std::move(quantized);
 }
 
-at::Tensor ReadSource(const gpuledger::SafetensorsFile& file, const PlannedWeight& weight, absl::Status* status) {
+at::Tensor ReadSource(const gpuledger::ModelSource& model, const PlannedWeight& weight, absl::Status* status) {
   const OwnerScope scope(weight.tensor.name, Role::kSource);
   gpuledger::FloatType type{};
   c10::ScalarType scalar{};
@@ -143,8 +144,8 @@ at::Tensor ReadSource(const gpuledger::SafetensorsFile& file, const PlannedWeigh
   }
   const std::vector<int64_t> shape(weight.tensor.shape.begin(), weight.tensor.shape.end());
   at::Tensor source = at::empty(shape, scalar);
-  *status = file.Read(weight.tensor, Bytes(),
-                      {static_cast<std::byte*>(source.mutable_data_ptr()), weight.tensor.size.count()});
+  *status = model.Read(weight.tensor, Bytes(),
+                       {static_cast<std::byte*>(source.mutable_data_ptr()), weight.tensor.size.count()});
   return source;
 }
 
@@ -162,7 +163,7 @@ absl::Status Load(const gpuledger::LoadPlan& plan, bool poison, std::deque<Conve
     ledger.OpenLineage(owner);
     absl::Status status;
     Conversion& conversion = conversions->emplace_back();  // stays where it is: Convert refers to its list
-    conversion.input_dict.push_back(ReadSource(*plan.file, weight, &status));
+    conversion.input_dict.push_back(ReadSource(*plan.source, weight, &status));
     if (!status.ok()) return status;
     pytorch::WatchSource(conversion.input_dict.front(), owner);
     conversion.generator.emplace(Convert(conversion.input_dict, weight, poison));
@@ -190,7 +191,9 @@ int Fail(const absl::Status& status) {
 
 int Run(const Options& options) {
   if (absl::Status status = pytorch::InstallCpuAllocator(); !status.ok()) return Fail(status);
-  const absl::StatusOr<gpuledger::LoadPlan> plan = gpuledger::PlanLoad(options.directory, {});
+  absl::StatusOr<std::shared_ptr<const gpuledger::ModelSource>> source = gpuledger::OpenModel(options.directory);
+  if (!source.ok()) return Fail(source.status());
+  const absl::StatusOr<gpuledger::LoadPlan> plan = gpuledger::PlanLoad(*std::move(source), {});
   if (!plan.ok()) return Fail(plan.status());
 
   std::deque<Conversion> conversions;

@@ -1,43 +1,58 @@
-// quant/host_backend.h - a load into memory that this process can reach: pread and the host codec.
+// quant/host_backend.h - a load into memory that this process can reach: pread and the host codec, on several threads.
 #pragma once
 
 #include <condition_variable>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "load_pipeline.h"
 
 namespace gpuledger {
 
-// Reads on a thread of its own, in the order in which reads were started, while the caller quantizes.
+// Threads take work in the order in which it was started. One that has read a part of the next weight while the scratch
+// still holds scales of the last waits for its turn: all parts of the last are with other threads by then.
 class HostBackend final : public LoadBackend {
  public:
-  explicit HostBackend(const SafetensorsFile& file);
+  HostBackend(const ModelSource& source, Dialect dialect, uint64_t threads);
   ~HostBackend() override;
 
-  void StartRead(const TensorInfo& tensor, Bytes offset, Bytes size, DevicePtr to) override;
-  absl::Status FinishRead() override;
-  void AbandonReads() override;
-  void PrepareBlock(const Nf4Layout& layout, DevicePtr block) override;
-  void Quantize(const Nf4Layout& layout, const StagedPart& part) override;
+  void PrepareBlock(const FourBitLayout& layout, DevicePtr block) override;
+  void Start(const LoadWork& work) override;
+  absl::StatusOr<ErrorSums> Finish() override;
+  void Abandon() override;
 
  private:
-  struct Request {
-    const TensorInfo* tensor;
-    Bytes offset;
-    std::span<std::byte> to;
+  struct Job {
+    LoadWork work;
+    bool done = false;
+    absl::StatusOr<ErrorSums> result = ErrorSums();
   };
-  void ReadUntilStopped();
 
-  const SafetensorsFile& file_;
+  void WorkUntilStopped();
+  absl::StatusOr<ErrorSums> Do(const ReadWork& work);
+  absl::StatusOr<ErrorSums> Do(const QuantizeWork& work);
+  absl::StatusOr<ErrorSums> Do(const VerifyWork& work);
+  absl::Status ReadPart(const TensorInfo& tensor, const WeightPart& part, DevicePtr slot) const;
+  // False if the load was abandoned meanwhile.
+  bool AwaitTurn(uint64_t ordinal);
+  // True for the last part of its weight.
+  bool CountPart(const WeightPart& part);
+  void PassTurn();
+
+  const ModelSource& source_;
+  const Dialect dialect_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<Request> waiting_;  // guarded by mutex_, as is all below
-  std::deque<absl::Status> finished_;
-  uint64_t outstanding_ = 0;  // started, and not waited for
+  std::deque<std::shared_ptr<Job>> started_;  // not waited for yet; guarded by mutex_, as is all below
+  std::deque<std::shared_ptr<Job>> waiting_;  // not begun
+  uint64_t running_ = 0;
+  uint64_t turn_ = 0;        // ordinal of the weight that has the scratch
+  uint64_t parts_done_ = 0;  // of that weight
   bool stop_ = false;
-  std::thread reader_;  // last: it uses the others
+  std::vector<std::thread> threads_;  // last: they use the others
 };
 
 }  // namespace gpuledger

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "host_backend.h"
@@ -63,27 +64,33 @@ absl::StatusOr<std::vector<CheckpointTensor>> LoadedModel::CheckpointTensors() c
   for (const LoadedWeight& weight : weights_) {
     const TensorInfo& t = weight.tensor;
     const auto* const data = static_cast<const std::byte*>(weight.block.ptr().unsafe_host_pointer());
-    if (!weight.quantized) {
-      tensors.emplace_back(KeptTensor{t.name, t.dtype, t.shape, [data](Bytes offset, std::span<std::byte> out) {
-                                        if (!out.empty()) std::memcpy(out.data(), data + offset.count(), out.size());
-                                        return absl::OkStatus();
-                                      }});
+    if (weight.quantized) {
+      FloatType type = FloatType::kFloat32;
+      FloatTypeOf(t.dtype, &type);
+      const std::span<const std::byte> block(data, weight.layout().size.count());
+      tensors.emplace_back(QuantizedWeight{t.name, t.shape, type, weight.format, weight.expert, block});
       continue;
     }
-    FloatType type = FloatType::kFloat32;
-    FloatTypeOf(t.dtype, &type);
-    const Nf4Layout layout = Nf4Layout::Of(t.elements);
-    tensors.emplace_back(
-        QuantizedWeight{t.name,
-                        t.shape,
-                        type,
-                        {reinterpret_cast<const uint8_t*>(data), Nf4PackedBytes(t.elements).count()},
-                        {reinterpret_cast<const float*>(data + layout.absmax_at.count()), Nf4Blocks(t.elements)}});
+    tensors.emplace_back(KeptTensor{t.name, t.dtype, t.shape, [data](Bytes offset, std::span<std::byte> out) {
+                                      if (!out.empty()) std::memcpy(out.data(), data + offset.count(), out.size());
+                                      return absl::OkStatus();
+                                    }});
   }
   return tensors;
 }
 
-absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream, const LoadProgress& progress,
+namespace {
+
+// Two slots serve two threads: a part is read and quantized by one of them.
+uint64_t ThreadsFor(const LoadOptions& options) {
+  if (options.threads != 0) return options.threads;
+  const uint64_t cores = std::max(1u, std::thread::hardware_concurrency());
+  return std::min(cores, options.slots);
+}
+
+}  // namespace
+
+absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream, const Progress& progress,
                                 RecordSink* sink) {
   if (!upstream.capabilities().host_accessible) {
     return absl::UnimplementedError(
@@ -104,7 +111,7 @@ absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream, const 
   auto allocator = std::make_unique<CachingAllocator>(upstream, options, owned_watch.get());
   const AllocationSet before = LiveSourceAndStaging(allocator->ledger());
 
-  HostBackend backend(*plan.file);
+  HostBackend backend(*plan.source, plan.options.dialect, ThreadsFor(plan.options));
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<PipelineResult> loaded = RunPipeline(plan, *allocator, backend, progress);
   if (!loaded.ok()) return loaded.status();
@@ -115,6 +122,7 @@ absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream, const 
                     .staging_budget_bytes = plan.staging_budget_bytes,
                     .source_bytes = plan.source_bytes(),
                     .seconds = took.count(),
+                    .errors = std::move(loaded->errors),
                     .model = LoadedModel(std::move(owned_watch), std::move(allocator), std::move(loaded->weights),
                                          std::move(loaded->strays))};
   if (absl::Status status = AuditLoad(plan, before, watch, result); !status.ok()) return status;

@@ -125,8 +125,7 @@ class Auditor {
     for (size_t w = 0; w < weights().size(); ++w) {
       const LoadedWeight& weight = weights()[w];
       const TensorInfo& tensor = weight.tensor;
-      const bool quantize = plan_.weights[w].action == WeightAction::kQuantize;
-      AuditEntry entry{tensor.name, quantize ? "nf4" : std::string(DtypeName(tensor.dtype)), ActualFormat(weight)};
+      AuditEntry entry{tensor.name, plan_.weights[w].format, ActualFormat(weight, plan_.weights[w])};
       if (entry.planned != entry.actual) {
         const Bytes held = weight.block.size();
         Fail(LoadAssertion::kAudit, tensor.name, held,
@@ -137,24 +136,30 @@ class Auditor {
     }
   }
 
-  // From what the block is charged for, what went into it and, for 4 bit, the table that it ends in.
-  std::string ActualFormat(const LoadedWeight& weight) const {
+  // From what the block is charged for, what went into it and, for 4 bit, the tables that it holds.
+  std::string ActualFormat(const LoadedWeight& weight, const PlannedWeight& planned) const {
     const TensorInfo& tensor = weight.tensor;
-    const std::string source(DtypeName(tensor.dtype));
+    // Kept as planned: the bytes of the file, whatever they are called.
+    const bool as_in_file = !weight.quantized && planned.action == WeightAction::kKeep;
+    const std::string source = as_in_file ? planned.format : std::string(DtypeName(tensor.dtype));
     if (tensor.size.is_zero()) return source;
     const absl::StatusOr<LiveAllocation> live = allocator_.Find(weight.block.ptr());
     if (weight.block.empty() || !live.ok()) return "missing";
-    const Nf4Layout layout = Nf4Layout::Of(tensor.elements);
-    const std::string format = weight.quantized ? "nf4" : source;
-    if (weight.quantized) {
-      std::array<float, 16> table;
-      std::memcpy(table.data(), (weight.block.ptr() + layout.table_at).unsafe_host_pointer(), sizeof(table));
-      if (table != Nf4Table()) return "damaged: its block does not end in the NF4 table";
-    }
-    const Bytes size = weight.quantized ? layout.size : tensor.size;
+    const std::string format = weight.quantized ? ToString(weight.format) : source;
+    const Bytes size = weight.quantized ? weight.layout().size : tensor.size;
     if (live->requested != size) return fmt::format("{} in a block of {}", format, ToString(live->requested));
+    if (weight.quantized && !HasTables(weight)) return "damaged: its block does not hold the tables of its format";
     if (weight.consumed == tensor.size) return format;
     return fmt::format("{} from {} of {}", format, ToString(weight.consumed), ToString(tensor.size));
+  }
+
+  static bool HasTables(const LoadedWeight& weight) {
+    const FourBitLayout layout = weight.layout();
+    const auto holds = [&](Bytes at, const auto& table) {
+      return std::memcmp((weight.block.ptr() + at).unsafe_host_pointer(), table.data(), sizeof(table)) == 0;
+    };
+    return holds(layout.table_at, CodeTable(layout.format.type)) &&
+           (!layout.format.double_quant || holds(layout.nested_table_at, NestedTable()));
   }
 
   void CheckOwners() {

@@ -7,52 +7,82 @@
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
+#include <variant>
 #include <vector>
 
 #include "gpuledger/load.h"
+#include "verify.h"
 
 namespace gpuledger {
 
-// Elements [first, first + count) of a weight, staged at `from`, to be quantized into its block at `block`.
-struct StagedPart {
-  FloatType type;
-  uint64_t first;
-  uint64_t count;
-  DevicePtr from;
-  DevicePtr block;
+// Reads bytes of a kept tensor to where they stay.
+struct ReadWork {
+  const TensorInfo* tensor;
+  Bytes offset, size;
+  DevicePtr to;
 };
 
+// What of which weight goes through a slot in one go: elements [first, first + count).
+struct WeightPart {
+  size_t weight;     // index in the plan
+  uint64_t ordinal;  // of the weight among those that are quantized
+  uint64_t parts;    // how many parts the weight has
+  uint64_t first;
+  uint64_t count;
+  bool last;
+};
+
+// Reads a part into a slot and quantizes it into the weight's block. With double quantization the scales are put into
+// the scratch; whoever completes a weight's last part turns them into codes, and the scratch is the next weight's.
+struct QuantizeWork {
+  const TensorInfo* tensor;
+  FloatType type;
+  FourBitLayout layout;
+  WeightPart part;
+  DevicePtr slot, block, scratch;
+};
+
+// Reads a part into a slot again and compares it with the block. Every part of the weight has been quantized.
+struct VerifyWork {
+  const TensorInfo* tensor;
+  FloatType type;
+  FourBitLayout layout;
+  WeightPart part;
+  DevicePtr slot, block;
+};
+
+using LoadWork = std::variant<ReadWork, QuantizeWork, VerifyWork>;
+
+// Work is done by any number of threads, but each piece of it is waited for in the order in which it was started.
 class LoadBackend {
  public:
   virtual ~LoadBackend() = default;
-  // Begins to read `size` bytes of `tensor` from `offset` to `to`. Reads end in the order in which they began.
-  virtual void StartRead(const TensorInfo& tensor, Bytes offset, Bytes size, DevicePtr to) = 0;
-  // Waits for the oldest read that has not been waited for.
-  virtual absl::Status FinishRead() = 0;
-  // Waits for all reads; their results are dropped.
-  virtual void AbandonReads() = 0;
-  // Writes what a quantized weight's block holds besides codes and absmax: padding and table.
-  virtual void PrepareBlock(const Nf4Layout& layout, DevicePtr block) = 0;
-  virtual void Quantize(const Nf4Layout& layout, const StagedPart& part) = 0;
+  // Writes what a quantized weight's block holds besides codes and scales: padding and tables.
+  virtual void PrepareBlock(const FourBitLayout& layout, DevicePtr block) = 0;
+  virtual void Start(const LoadWork& work) = 0;
+  // Waits for the oldest work that has not been waited for. VerifyWork gives its errors.
+  virtual absl::StatusOr<ErrorSums> Finish() = 0;
+  // Waits until no work runs; what has not begun never does. Nothing is started afterwards.
+  virtual void Abandon() = 0;
 };
 
 // Moves nothing: the backend of a prediction.
 class DryBackend final : public LoadBackend {
  public:
-  void StartRead(const TensorInfo&, Bytes, Bytes, DevicePtr) override {}
-  absl::Status FinishRead() override { return absl::OkStatus(); }
-  void AbandonReads() override {}
-  void PrepareBlock(const Nf4Layout&, DevicePtr) override {}
-  void Quantize(const Nf4Layout&, const StagedPart&) override {}
+  void PrepareBlock(const FourBitLayout&, DevicePtr) override {}
+  void Start(const LoadWork&) override {}
+  absl::StatusOr<ErrorSums> Finish() override { return ErrorSums(); }
+  void Abandon() override {}
 };
 
 struct PipelineResult {
   std::vector<LoadedWeight> weights;
+  std::vector<WeightError> errors;  // with verify
   std::vector<Buffer> strays;
 };
 
 // Runs the whole load on `allocator`. On error everything it bought is freed.
 absl::StatusOr<PipelineResult> RunPipeline(const LoadPlan& plan, CachingAllocator& allocator, LoadBackend& backend,
-                                           const LoadProgress& progress);
+                                           const Progress& progress);
 
 }  // namespace gpuledger

@@ -4,67 +4,24 @@
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include <absl/container/flat_hash_map.h>
 
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 #include "load_pipeline.h"
+#include "quant_state.h"
 #include "weight_rules.h"
 
 namespace gpuledger {
 namespace {
 
-constexpr Bytes kSlotUnit = SizeClass::kGranule;  // holds 64 elements of any dtype that is quantized
-constexpr uintmax_t kLargestConfig = uintmax_t{16} << 20;
+constexpr Bytes kSlotUnit = SizeClass::kGranule;
+constexpr uint64_t kMostSlots = 1024;
+constexpr uint64_t kMostThreads = 256;
 
 std::string_view View(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
-
-absl::StatusOr<ModelConfig> ReadConfig(const std::string& directory) {
-  const std::string path = directory + "/config.json";
-  std::error_code error;
-  const uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return absl::NotFoundError(fmt::format("{}: {}", path, error.message()));
-  if (size > kLargestConfig) return absl::InvalidArgumentError(fmt::format("{}: {} B is no configuration", path, size));
-  std::ifstream in(path, std::ios::binary);
-  const nlohmann::json config = nlohmann::json::parse(in, nullptr, false);
-  if (!config.is_object()) return absl::InvalidArgumentError(fmt::format("{}: not a JSON object", path));
-  if (config.contains("quantization_config") && !config["quantization_config"].is_null()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: the model is quantized already (quantization_config); load the original", path));
-  }
-  ModelConfig result;
-  if (const auto type = config.find("model_type"); type != config.end() && type->is_string()) {
-    result.model_type = type->get<std::string>();
-  }
-  return result;
-}
-
-absl::StatusOr<std::shared_ptr<const SafetensorsFile>> OpenWeights(const std::string& directory) {
-  const std::string path = directory + "/model.safetensors";
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) {
-    const auto has = [&](const char* name) { return std::filesystem::exists(directory + "/" + name, error); };
-    if (has("model.safetensors.index.json")) {
-      return absl::NotFoundError(
-          fmt::format("{}: not there. The checkpoint is split into shards (model.safetensors.index.json); "
-                      "single-file checkpoints can be loaded so far",
-                      path));
-    }
-    if (has("pytorch_model.bin")) {
-      return absl::NotFoundError(
-          fmt::format("{}: not there. pytorch_model.bin holds pickled weights, which are not read: "
-                      "save the model with safe_serialization=True",
-                      path));
-    }
-    return absl::NotFoundError(fmt::format("{}: not there, so {} is not a model directory", path, directory));
-  }
-  absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path);
-  if (!file.ok()) return file.status();
-  return std::make_shared<const SafetensorsFile>(*std::move(file));
-}
 
 struct DryRun {
   Bytes peak_reserved;
@@ -74,8 +31,10 @@ struct DryRun {
 // The load's pipeline without its data.
 absl::StatusOr<DryRun> RunDry(LoadPlan plan, Bytes cap) {
   plan.options.fault = LoadFault::kNone;
+  plan.options.verify = false;  // goes through the same slots once more
   FakeOptions endless;
-  endless.total = std::max(Bytes(uint64_t{1} << 40), (plan.source_bytes() + plan.staging_budget_bytes) * 4u)
+  const Bytes most = plan.source_bytes() + plan.staging_budget_bytes + plan.scratch_size;
+  endless.total = std::max(Bytes(uint64_t{1} << 40), most * 4u)
                       .RoundUpTo(endless.granularity);
   FakeUpstream upstream(endless);
   AllocatorOptions options;
@@ -101,14 +60,83 @@ absl::Status Predict(LoadPlan& plan) {
   return run.status();
 }
 
-absl::Status CheckRing(const LoadOptions& options) {
-  if (options.slots == 0) return absl::InvalidArgumentError("a load needs at least one slot");
-  if (options.slots > 1024) return absl::InvalidArgumentError("more than 1024 slots");
-  if (options.slot_size < kSlotUnit) {
-    return absl::InvalidArgumentError(
-        fmt::format("a slot of {} is too small: at least {}", ToString(options.slot_size), ToString(kSlotUnit)));
+absl::Status CheckOptions(const LoadOptions& options) {
+  const auto refuse = [](std::string message) { return absl::InvalidArgumentError(std::move(message)); };
+  if (!IsBlockSize(options.format.block)) {
+    return refuse(fmt::format("blocks of {} elements: the size is a power of two from {} to {}", options.format.block,
+                              kSmallestBlock, kLargestBlock));
+  }
+  if (options.slots == 0) return refuse("a load needs at least one slot");
+  if (options.slots > kMostSlots) return refuse(fmt::format("{} slots: at most {}", options.slots, kMostSlots));
+  if (options.threads > kMostThreads) return refuse(fmt::format("{} threads: at most {}", options.threads, kMostThreads));
+  const Bytes least = std::max(kSlotUnit, Bytes(sizeof(float)) * options.format.block);
+  if (options.slot_size < least) {
+    return refuse(fmt::format("a slot of {} is too small: at least {}, a block of float32", ToString(options.slot_size),
+                              ToString(least)));
   }
   return absl::OkStatus();
+}
+
+// A weight of a model that is in 4 bit already: kept as it is, under the format that it has.
+void DescribeStored(const std::vector<StoredWeight>& stored, LoadPlan& plan) {
+  absl::flat_hash_map<std::string_view, const StoredWeight*> weights, parts;
+  for (const StoredWeight& weight : stored) {
+    weights.emplace(weight.name, &weight);
+    for (const std::string& part : weight.parts) parts.emplace(part, &weight);
+  }
+  for (PlannedWeight& planned : plan.weights) {
+    if (const auto found = weights.find(planned.tensor.name); found != weights.end()) {
+      planned.format = ToString(found->second->format) + ", as stored";
+      planned.reason = "4-bit in the file";
+      planned.linear = true;
+    } else if (const auto part = parts.find(planned.tensor.name); part != parts.end()) {
+      planned.reason = "scales or tables of a 4-bit weight";
+    } else {
+      planned.reason = "16-bit in a 4-bit model";
+    }
+  }
+}
+
+// Every weight's action, from configuration, names, shapes and dtypes.
+absl::Status DecideWeights(LoadPlan& plan) {
+  const absl::StatusOr<std::vector<StoredWeight>> stored = FindStoredWeights(*plan.source);
+  if (!stored.ok()) return stored.status();
+  plan.stored_4bit = !stored->empty();
+  const LoadOptions& options = plan.options;
+  const absl::StatusOr<WeightRules> rules =
+      WeightRules::For(plan.source->config(), plan.source->tensors(), {options.skip, options.only});
+  if (!rules.ok()) return rules.status();
+  for (const TensorInfo& tensor : plan.source->tensors()) {
+    WeightRule rule = rules->RuleFor(tensor);
+    if (plan.stored_4bit) rule.action = WeightAction::kKeep;
+    const bool quantize = rule.action == WeightAction::kQuantize;
+    plan.weights.push_back({.tensor = tensor,
+                            .action = rule.action,
+                            .reason = std::move(rule.reason),
+                            .format = quantize ? ToString(options.format) : std::string(DtypeName(tensor.dtype)),
+                            .final_bytes = quantize ? FourBitLayout::Of(options.format, tensor.elements).size : tensor.size,
+                            .linear = rule.linear,
+                            .expert = rule.expert});
+  }
+  if (plan.stored_4bit) DescribeStored(*stored, plan);
+  std::stable_partition(plan.weights.begin(), plan.weights.end(),
+                        [](const PlannedWeight& w) { return w.action == WeightAction::kQuantize; });
+  return absl::OkStatus();
+}
+
+// Slots and scratch, sized for the largest weight.
+void SizeStaging(LoadPlan& plan) {
+  Bytes largest;
+  uint64_t most_blocks = 0;
+  for (const PlannedWeight& weight : plan.weights) {
+    plan.final_bytes += weight.final_bytes;
+    if (weight.action != WeightAction::kQuantize) continue;
+    largest = std::max(largest, weight.tensor.size);
+    most_blocks = std::max(most_blocks, BlockCount(weight.tensor.elements, plan.options.format.block));
+  }
+  plan.slot_size = std::min(plan.options.slot_size.RoundDownTo(kSlotUnit), largest.RoundUpTo(kSlotUnit));
+  plan.staging_budget_bytes = plan.slot_size * plan.options.slots;
+  if (plan.options.format.double_quant) plan.scratch_size = Bytes(sizeof(float)) * most_blocks;
 }
 
 }  // namespace
@@ -139,35 +167,15 @@ Bytes LoadPlan::source_bytes() const {
   return sum;
 }
 
-absl::StatusOr<LoadPlan> PlanLoad(const std::string& directory, const LoadOptions& options, Bytes available) {
-  if (absl::Status status = CheckRing(options); !status.ok()) return status;
-  std::error_code error;
-  if (!std::filesystem::is_directory(directory, error)) {
-    return absl::NotFoundError(fmt::format("{}: no such directory", directory));
-  }
-  absl::StatusOr<std::shared_ptr<const SafetensorsFile>> file = OpenWeights(directory);
-  if (!file.ok()) return file.status();
-  const absl::StatusOr<ModelConfig> config = ReadConfig(directory);
-  if (!config.ok()) return config.status();
-
+absl::StatusOr<LoadPlan> PlanLoad(std::shared_ptr<const ModelSource> source, const LoadOptions& options,
+                                  Bytes available) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   LoadPlan plan;
-  plan.directory = directory;
-  plan.file = *std::move(file);
+  plan.source = std::move(source);
   plan.options = options;
   plan.available = available;
-  Bytes largest;
-  for (const TensorInfo& tensor : plan.file->tensors()) {
-    const WeightRule rule = RuleFor(tensor, *config);
-    const bool quantize = rule.action == WeightAction::kQuantize;
-    const Bytes final_bytes = quantize ? Nf4Layout::Of(tensor.elements).size : tensor.size;
-    plan.weights.push_back({tensor, rule.action, std::string(rule.reason), final_bytes, rule.linear});
-    plan.final_bytes += final_bytes;
-    if (quantize) largest = std::max(largest, tensor.size);
-  }
-  std::stable_partition(plan.weights.begin(), plan.weights.end(),
-                        [](const PlannedWeight& w) { return w.action == WeightAction::kQuantize; });
-  plan.slot_size = std::min(options.slot_size.RoundDownTo(kSlotUnit), largest.RoundUpTo(kSlotUnit));
-  plan.staging_budget_bytes = plan.slot_size * options.slots;
+  if (absl::Status status = DecideWeights(plan); !status.ok()) return status;
+  SizeStaging(plan);
   if (absl::Status status = Predict(plan); !status.ok()) return status;
   plan.fits = plan.predicted_peak_bytes <= std::min(options.cap, available);
   return plan;

@@ -10,19 +10,21 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include "gpuledger/nf4.h"
+#include "gpuledger/codec.h"
 
 namespace gpuledger {
 namespace {
 
+constexpr FourBitFormat kNf4;
+
 __constant__ float kDeviceTable[16];
 
-__global__ void Dequantize(const uint8_t* packed, const float* absmax, uint64_t elements, float* out) {
+__global__ void Dequantize(const uint8_t* packed, const float* absmax, uint64_t block, uint64_t elements, float* out) {
   const uint64_t i = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= elements) return;
   const uint8_t pair = packed[i / 2];
   const uint8_t code = i % 2 == 0 ? pair >> 4 : pair & 15;
-  out[i] = kDeviceTable[code] * absmax[i / kNf4BlockSize];
+  out[i] = kDeviceTable[code] * absmax[i / block];
 }
 
 // The reason why nothing can be run on a device here; empty if one can.
@@ -49,14 +51,14 @@ DeviceArray<T> Upload(const std::vector<T>& host) {
 
 std::vector<float> DequantizeOnDevice(const std::vector<uint8_t>& packed, const std::vector<float>& absmax,
                                       uint64_t elements) {
-  EXPECT_EQ(cudaMemcpyToSymbol(kDeviceTable, Nf4Table().data(), sizeof(kDeviceTable)), cudaSuccess);
+  EXPECT_EQ(cudaMemcpyToSymbol(kDeviceTable, CodeTable(QuantType::kNf4).data(), sizeof(kDeviceTable)), cudaSuccess);
   const DeviceArray<uint8_t> device_packed = Upload(packed);
   const DeviceArray<float> device_absmax = Upload(absmax);
   std::vector<float> out(elements, std::nanf(""));
   const DeviceArray<float> device_out = Upload(out);
   constexpr uint32_t kThreads = 256;
   const auto blocks = static_cast<uint32_t>((elements + kThreads - 1) / kThreads);
-  Dequantize<<<blocks, kThreads>>>(device_packed.get(), device_absmax.get(), elements, device_out.get());
+  Dequantize<<<blocks, kThreads>>>(device_packed.get(), device_absmax.get(), kNf4.block, elements, device_out.get());
   EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   EXPECT_EQ(cudaMemcpy(out.data(), device_out.get(), elements * sizeof(float), cudaMemcpyDeviceToHost), cudaSuccess);
   return out;
@@ -77,14 +79,14 @@ TEST_P(Nf4OnDeviceTest, DequantizesToTheBitsOfTheHost) {
   std::vector<float> weights(elements);
   for (float& w : weights) w = normal(random);
   // One block of zeros and one with an outlier, where there are as many.
-  for (uint64_t i = 0; i < kNf4BlockSize && i + kNf4BlockSize < elements; ++i) weights[i] = 0.0f;
+  for (uint64_t i = 0; i < kNf4.block && i + kNf4.block < elements; ++i) weights[i] = 0.0f;
   weights.back() = -1e30f;
 
-  std::vector<uint8_t> packed(Nf4PackedBytes(elements).count());
-  std::vector<float> absmax(Nf4Blocks(elements));
-  QuantizeNf4(FloatType::kFloat32, weights.data(), elements, packed, absmax);
+  std::vector<uint8_t> packed(PackedBytes(elements).count());
+  std::vector<float> absmax(BlockCount(elements, kNf4.block));
+  Quantize4Bit(kNf4, Dialect::kCpu, FloatType::kFloat32, weights.data(), elements, packed, absmax);
   std::vector<float> host(elements);
-  DequantizeNf4(packed, absmax, elements, host);
+  Dequantize4Bit(kNf4, packed, absmax, elements, FloatType::kFloat32, host.data());
 
   const std::vector<float> device = DequantizeOnDevice(packed, absmax, elements);
   EXPECT_EQ(std::memcmp(device.data(), host.data(), elements * sizeof(float)), 0);

@@ -53,7 +53,7 @@ TEST_F(PlanTest, QuantizesLinearsAndSaysWhyItKeepsTheRest) {
   std::map<std::string, std::string> reasons;
   for (const auto& [tensor, reason] : expected) tensors.push_back(tensor), reasons[tensor.name] = reason;
 
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(Model(tensors), {});
+  const absl::StatusOr<LoadPlan> plan = PlanDirectory(Model(tensors), {});
   ASSERT_TRUE(plan.ok()) << plan.status();
   ASSERT_EQ(plan->weights.size(), expected.size());
   EXPECT_EQ(plan->quantized_count(), 4u);
@@ -67,17 +67,39 @@ TEST_F(PlanTest, QuantizesLinearsAndSaysWhyItKeepsTheRest) {
 
 TEST_F(PlanTest, LeavesTransposedLinearsOfGpt2Alone) {
   const std::vector<TensorSpec> tensors = {{"h.0.attn.c_attn.weight", Dtype::kF32, {64, 192}}};
-  EXPECT_EQ(PlanLoad(Model(tensors, R"({"model_type": "gpt2"})"), {})->quantized_count(), 0u);
-  EXPECT_EQ(PlanLoad(Model(tensors, R"({"model_type": "other"})"), {})->quantized_count(), 1u);
+  EXPECT_EQ(PlanDirectory(Model(tensors, R"({"model_type": "gpt2"})"), {})->quantized_count(), 0u);
+  EXPECT_EQ(PlanDirectory(Model(tensors, R"({"model_type": "other"})"), {})->quantized_count(), 1u);
 }
 
 TEST_F(PlanTest, CountsPackedCodesPaddingScalesAndTable) {
   const std::vector<TensorSpec> tensors = {{"a.weight", Dtype::kF32, {7, 63}}, {"b.weight", Dtype::kF32, {64, 64}}};
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(Model(tensors), {});
+  const absl::StatusOr<LoadPlan> plan = PlanDirectory(Model(tensors), {});
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->weights[0].final_bytes, Bytes(224u + 4 * 7 + 64)) << "441 elements: 221 B of codes, padded to 224";
   EXPECT_EQ(plan->weights[1].final_bytes, Bytes(2048u + 4 * 64 + 64));
   EXPECT_EQ(plan->final_bytes, plan->weights[0].final_bytes + plan->weights[1].final_bytes);
+}
+
+TEST_F(PlanTest, CountsScalesOfScalesWithDoubleQuantization) {
+  LoadOptions options;
+  options.format = {QuantType::kFp4, 64, true};
+  const std::vector<TensorSpec> tensors = {{"a.weight", Dtype::kF32, {7, 63}}, {"b.weight", Dtype::kF32, {512, 512}}};
+  const absl::StatusOr<LoadPlan> plan = PlanDirectory(Model(tensors), options);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->weights[0].final_bytes, Bytes(224u + 7 + 4 + 4 + 64 + 1024)) << "7 scales, one scale of scales";
+  EXPECT_EQ(plan->weights[1].final_bytes, Bytes(131072u + 4096 + 4 * 16 + 4 + 64 + 1024));
+  EXPECT_EQ(plan->scratch_size, Bytes(4u * 4096)) << "the scales of the largest weight";
+  EXPECT_EQ(plan->weights[0].format, "fp4, double-quantized");
+}
+
+TEST_F(PlanTest, KeepsWhatTheUserSkips) {
+  LoadOptions options;
+  options.skip = {"encoder.layer.0.**"};
+  const std::string model = Model(TinyModel(Dtype::kF32));
+  EXPECT_EQ(PlanDirectory(model)->quantized_count(), 7u);
+  EXPECT_EQ(PlanDirectory(model, options)->quantized_count(), 4u);
+  options.only = {"**.query.weight", "pooler.*.weight"};
+  EXPECT_EQ(PlanDirectory(model, options)->quantized_count(), 2u) << "skip wins over only";
 }
 
 TEST_F(PlanTest, PredictsTheInUsePeakByTheEquation) {
@@ -85,9 +107,10 @@ TEST_F(PlanTest, PredictsTheInUsePeakByTheEquation) {
     for (const uint64_t slots : {1u, 2u, 5u}) {
       for (const Bytes slot_size : {512_B, 4_KiB, 8_MiB}) {
         LoadOptions options;
+        options.format.double_quant = slots == 2;
         options.slots = slots;
         options.slot_size = slot_size;
-        const absl::StatusOr<LoadPlan> plan = PlanLoad(Model(TinyModel(dtype)), options);
+        const absl::StatusOr<LoadPlan> plan = PlanDirectory(Model(TinyModel(dtype)), options);
         ASSERT_TRUE(plan.ok()) << plan.status();
         Bytes quantized, final_charged;
         for (const PlannedWeight& weight : plan->weights) {
@@ -96,7 +119,10 @@ TEST_F(PlanTest, PredictsTheInUsePeakByTheEquation) {
           final_charged += charged;
         }
         EXPECT_EQ(plan->staging_budget_bytes, plan->slot_size * slots);
-        EXPECT_EQ(plan->predicted_in_use_bytes, std::max(quantized + plan->staging_budget_bytes, final_charged));
+        const Bytes scratch = plan->scratch_size.RoundUpTo(SizeClass::kGranule);
+        EXPECT_EQ(plan->scratch_size.is_zero(), !options.format.double_quant);
+        EXPECT_EQ(plan->predicted_in_use_bytes,
+                  std::max(quantized + plan->staging_budget_bytes + scratch, final_charged));
         EXPECT_GE(plan->predicted_peak_bytes, plan->predicted_in_use_bytes);
         EXPECT_TRUE((plan->predicted_peak_bytes % 2_MiB).is_zero());
       }
@@ -106,30 +132,30 @@ TEST_F(PlanTest, PredictsTheInUsePeakByTheEquation) {
 
 TEST_F(PlanTest, MakesSlotsNoLargerThanTheLargestQuantizedWeight) {
   const std::string model = Model(TinyModel(Dtype::kF16, 96, 320));
-  EXPECT_EQ(PlanLoad(model, {})->slot_size, Bytes(2u * 96 * 320));
+  EXPECT_EQ(PlanDirectory(model, {})->slot_size, Bytes(2u * 96 * 320));
   LoadOptions options;
   options.slot_size = Bytes(5000u);
-  EXPECT_EQ(PlanLoad(model, options)->slot_size, Bytes(4608u)) << "rounded down to 512 B";
+  EXPECT_EQ(PlanDirectory(model, options)->slot_size, Bytes(4608u)) << "rounded down to 512 B";
 }
 
 TEST_F(PlanTest, PlansAModelWithNothingToQuantize) {
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(Model({{"embeddings.weight", Dtype::kF32, {10, 10}}}), {});
+  const absl::StatusOr<LoadPlan> plan = PlanDirectory(Model({{"embeddings.weight", Dtype::kF32, {10, 10}}}), {});
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->quantized_count(), 0u);
   EXPECT_TRUE(plan->staging_budget_bytes.is_zero());
   EXPECT_EQ(plan->predicted_peak_bytes, 2_MiB);
-  EXPECT_TRUE(PlanLoad(Model({}), {})->predicted_peak_bytes.is_zero());
+  EXPECT_TRUE(PlanDirectory(Model({}), {})->predicted_peak_bytes.is_zero());
 }
 
 TEST_F(PlanTest, SaysWhatIsShortAndWhereTheLoadWouldStop) {
   const std::string model = Model(TinyModel(Dtype::kF32, 1024, 1024));
   LoadOptions options;
-  const Bytes peak = PlanLoad(model, options)->predicted_peak_bytes;
+  const Bytes peak = PlanDirectory(model, options)->predicted_peak_bytes;
   options.cap = peak;
-  EXPECT_TRUE(PlanLoad(model, options)->fits);
-  EXPECT_TRUE(CheckFits(*PlanLoad(model, options)).ok());
+  EXPECT_TRUE(PlanDirectory(model, options)->fits);
+  EXPECT_TRUE(CheckFits(*PlanDirectory(model, options)).ok());
   options.cap = peak - 1_B;
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(model, options);
+  const absl::StatusOr<LoadPlan> plan = PlanDirectory(model, options);
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_FALSE(plan->fits);
   EXPECT_EQ(plan->predicted_peak_bytes, peak) << "the prediction does not depend on the cap";
@@ -137,34 +163,23 @@ TEST_F(PlanTest, SaysWhatIsShortAndWhereTheLoadWouldStop) {
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("1 B short"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("model/")) << "the allocator's report names owners";
-  EXPECT_FALSE(PlanLoad(model, {}, peak - 1_B)->fits) << "nor if the device has less";
+  EXPECT_FALSE(PlanDirectory(model, {}, peak - 1_B)->fits) << "nor if the device has less";
 }
 
 TEST_F(PlanTest, TurnsBadInputAwayWithASentence) {
-  EXPECT_THAT(Error(PlanLoad(directory_ / "absent", {})), HasSubstr("no such directory"));
-  WriteFile(directory_ / "empty/config.json", "{}");
-  EXPECT_THAT(Error(PlanLoad(directory_ / "empty", {})), HasSubstr("model.safetensors: not there"));
-  WriteFile(directory_ / "sharded/model.safetensors.index.json", "{}");
-  EXPECT_THAT(Error(PlanLoad(directory_ / "sharded", {})), HasSubstr("split into shards"));
-  WriteFile(directory_ / "pickled/pytorch_model.bin", "");
-  EXPECT_THAT(Error(PlanLoad(directory_ / "pickled", {})), HasSubstr("safe_serialization=True"));
-
   const std::vector<TensorSpec> tensors = TinyModel(Dtype::kF32);
-  EXPECT_THAT(Error(PlanLoad(Model(tensors, "nonsense"), {})), HasSubstr("not a JSON object"));
-  EXPECT_THAT(Error(PlanLoad(Model(tensors, R"({"quantization_config": {}})"), {})), HasSubstr("quantized already"));
-  const std::string no_config = Model(tensors);
-  std::filesystem::remove(no_config + "/config.json");
-  EXPECT_THAT(Error(PlanLoad(no_config, {})), HasSubstr("config.json"));
-  const std::string broken = Model(tensors);
-  std::filesystem::resize_file(broken + "/model.safetensors", 1000);
-  EXPECT_TRUE(absl::IsInvalidArgument(PlanLoad(broken, {}).status()));
-
   LoadOptions options;
   options.slots = 0;
-  EXPECT_THAT(Error(PlanLoad(Model(tensors), options)), HasSubstr("at least one slot"));
+  EXPECT_THAT(Error(PlanDirectory(Model(tensors), options)), HasSubstr("at least one slot"));
   options.slots = 1;
   options.slot_size = 511_B;
-  EXPECT_THAT(Error(PlanLoad(Model(tensors), options)), HasSubstr("too small"));
+  EXPECT_THAT(Error(PlanDirectory(Model(tensors), options)), HasSubstr("too small"));
+  options = LoadOptions();
+  options.format.block = 96;
+  EXPECT_THAT(Error(PlanDirectory(Model(tensors), options)), HasSubstr("power of two from 32 to 4096"));
+  options = LoadOptions();
+  options.only = {"no.such.weight"};
+  EXPECT_THAT(Error(PlanDirectory(Model(tensors), options)), HasSubstr("no.such.weight"));
 }
 
 }  // namespace

@@ -64,4 +64,12 @@ inline std::vector<TensorSpec> TinyModel(Dtype dtype, uint64_t hidden = 96, uint
   return tensors;
 }
 
+// The plan of the model in that directory.
+inline absl::StatusOr<LoadPlan> PlanDirectory(const std::string& directory, const LoadOptions& options = {},
+                                              Bytes available = Bytes::Max()) {
+  absl::StatusOr<std::shared_ptr<const ModelSource>> source = OpenModel(directory);
+  if (!source.ok()) return source.status();
+  return PlanLoad(*std::move(source), options, available);
+}
+
 }  // namespace gpuledger

@@ -4,9 +4,15 @@
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
+#include <memory>
 #include <string>
+#include <vector>
 
 #include "gpuledger/plan.h"
+
+namespace CLI {
+class App;
+}
 
 namespace gpuledger::cli {
 
@@ -17,17 +23,23 @@ enum class ExitCode : int {
   kUsage = 2,        // usage or bad input
   kAssertion = 3,    // residual, staging budget, plan audit, ownerless bytes
   kOutOfMemory = 4,  // or over the cap
+  kInterrupted = 130,  // by Ctrl-C, as shells have it
 };
 
 // The flags that plan and load share, as they were typed.
 struct ModelFlags {
-  std::string model;
+  std::string model;   // empty with --source
+  std::string source;  // "synth:NAME"; empty: none
   std::string quant = "nf4";
   std::string device = "cpu";
   std::string slot_size = "8MiB";
   std::string cap;  // empty: none
+  std::vector<std::string> skip, only;
   uint64_t block = 64;
   uint64_t slots = 2;
+  uint64_t threads = 0;
+  uint64_t seed = 0;
+  bool double_quant = false;
   bool json = false;
 };
 
@@ -38,13 +50,17 @@ struct PlanFlags : ModelFlags {
 struct LoadFlags : ModelFlags {
   std::string out;          // empty: nothing is written
   std::string plant_fault;  // empty: none
+  bool verify = false;
 };
 
 ExitCode RunPlan(const PlanFlags& flags);
 ExitCode RunLoad(const LoadFlags& flags);
 
+void AddModelFlags(CLI::App& command, ModelFlags& flags);
 // What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.
 absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags);
+// The model that MODEL or --source names, open.
+absl::StatusOr<std::shared_ptr<const ModelSource>> SourceFrom(const ModelFlags& flags);
 
 // Where MODEL is: a directory, or a name in the local Hugging Face cache (its snapshot of `main`). kNotFound otherwise.
 absl::StatusOr<std::string> ModelDirectory(const std::string& model);

@@ -19,7 +19,8 @@ ordered_json PlanJson(const LoadPlan& plan) {
                        {"source_bytes", w.tensor.size.count()},
                        {"final_bytes", w.final_bytes.count()}});
   }
-  return {{"directory", plan.directory},
+  return {{"model", plan.source->name()},
+          {"format", ToString(plan.options.format)},
           {"weights", std::move(weights)},
           {"source_bytes", plan.source_bytes().count()},
           {"final_bytes", plan.final_bytes.count()},
@@ -28,6 +29,7 @@ ordered_json PlanJson(const LoadPlan& plan) {
           {"staging_budget_bytes", plan.staging_budget_bytes.count()},
           {"slots", plan.options.slots},
           {"slot_size_bytes", plan.slot_size.count()},
+          {"scratch_bytes", plan.scratch_size.count()},
           {"available_bytes", plan.available.count()},
           {"fits", plan.fits}};
 }
@@ -40,6 +42,17 @@ ordered_json LoadJson(const LoadResult& result) {
   ordered_json residuals = ordered_json::array();
   for (const WeightResidual& residual : result.residuals) {
     residuals.push_back({{"name", residual.name}, {"bytes", residual.bytes.count()}});
+  }
+  ordered_json errors = ordered_json::array();
+  for (const WeightError& error : result.errors) {
+    errors.push_back({{"name", error.name},
+                      {"max_error", error.max},
+                      {"mean_error", error.mean},
+                      {"rms", error.rms},
+                      {"relative", error.relative()},
+                      {"expected", error.expected},
+                      {"not_finite", error.not_finite},
+                      {"outlier", error.outlier}});
   }
   ordered_json failures = ordered_json::array();
   for (const LoadFailure& failure : result.failures) {
@@ -67,6 +80,7 @@ ordered_json LoadJson(const LoadResult& result) {
           {"assertions", std::move(assertions)},
           {"failures", std::move(failures)},
           {"residuals", std::move(residuals)},
+          {"errors", std::move(errors)},
           {"audit", std::move(audit)}};
 }
 

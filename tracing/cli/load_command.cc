@@ -5,6 +5,7 @@
 #include "commands.h"
 #include "figures.h"
 #include "gpuledger/host_upstream.h"
+#include "interrupt.h"
 #include "json.h"
 #include "load_text.h"
 
@@ -28,7 +29,11 @@ absl::Status CheckOut(const std::string& out) {
 absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& result, const std::string& out) {
   const absl::StatusOr<std::vector<CheckpointTensor>> tensors = result.model.CheckpointTensors();
   if (!tensors.ok()) return tensors.status();
-  return WriteNf4Checkpoint(plan.directory, out, *tensors);
+  ProgressBar bar("writing");
+  return WriteCheckpoint(*plan.source, out, *tensors, [&](Bytes done, Bytes total) {
+    bar.Update(done, total);
+    return !Interrupted();
+  });
 }
 
 }  // namespace
@@ -41,10 +46,11 @@ ExitCode RunLoad(const LoadFlags& flags) {
                 fmt::format("--plant-fault {}: residual, staging, audit or ownerless", flags.plant_fault), flags.json);
   }
   if (absl::Status status = CheckOut(flags.out); !status.ok()) return Fail(status, flags.json);
-  const absl::StatusOr<std::string> directory = ModelDirectory(flags.model);
-  if (!directory.ok()) return Fail(directory.status(), flags.json);
+  options->verify = flags.verify;
+  absl::StatusOr<std::shared_ptr<const ModelSource>> source = SourceFrom(flags);
+  if (!source.ok()) return Fail(source.status(), flags.json);
   HostAnonymousUpstream upstream;
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(*directory, *options, upstream.memory_info().free);
+  const absl::StatusOr<LoadPlan> plan = PlanLoad(*std::move(source), *options, upstream.memory_info().free);
   if (!plan.ok()) return Fail(plan.status(), flags.json);
 
   std::FILE* const out = flags.json ? stderr : stdout;
@@ -53,7 +59,10 @@ ExitCode RunLoad(const LoadFlags& flags) {
   std::fflush(out);
   absl::StatusOr<LoadResult> result = [&] {
     ProgressBar bar("loading");
-    return Load(*plan, upstream, [&](Bytes done, Bytes total) { bar.Update(done, total); });
+    return Load(*plan, upstream, [&](Bytes done, Bytes total) {
+      bar.Update(done, total);
+      return !Interrupted();
+    });
   }();
   if (!result.ok()) return Fail(result.status(), flags.json);
   fmt::print(out, "{}", LoadProof(*plan, *result, style));

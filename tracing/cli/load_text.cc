@@ -26,18 +26,19 @@ std::string Residual(const LoadResult& result) {
                      result.residuals.size());
 }
 
-std::string Audit(const LoadResult& result) {
+std::string Audit(const LoadPlan& plan, const LoadResult& result) {
   size_t planned = 0, quantized = 0, kept = 0, kept_as_planned = 0;
-  for (const AuditEntry& entry : result.audit) {
-    const bool as_planned = entry.planned == entry.actual;
-    if (entry.planned == "nf4") {
+  for (size_t i = 0; i < result.audit.size(); ++i) {
+    const bool as_planned = result.audit[i].planned == result.audit[i].actual;
+    if (plan.weights[i].action == WeightAction::kQuantize) {
       planned += 1, quantized += as_planned;
     } else {
       kept += 1, kept_as_planned += as_planned;
     }
   }
-  return fmt::format("{} of {} planned weights are nf4; {} of {} others are as in the file", quantized, planned,
-                     kept_as_planned, kept);
+  if (plan.stored_4bit) return fmt::format("{} of {} tensors are as in the file", kept_as_planned, kept);
+  return fmt::format("{} of {} planned weights are {}; {} of {} others are as in the file", quantized, planned,
+                     ToString(plan.options.format), kept_as_planned, kept);
 }
 
 }  // namespace
@@ -63,7 +64,7 @@ std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Styl
   text += assertion(LoadAssertion::kResidual, Residual(result));
   text += assertion(LoadAssertion::kStaging, fmt::format("{} at most, of {}", ToString(result.staging_peak_bytes),
                                                          ToString(result.staging_budget_bytes)));
-  text += assertion(LoadAssertion::kAudit, Audit(result));
+  text += assertion(LoadAssertion::kAudit, Audit(plan, result));
   text += assertion(LoadAssertion::kOwnerless,
                     fmt::format("{} reserved without an owner", ToString(result.ownerless_bytes)));
 
@@ -76,6 +77,7 @@ std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Styl
   if (shown < result.failures.size()) {
     text += fmt::format("  and {} more (--json lists them)\n", result.failures.size() - shown);
   }
+  if (!result.errors.empty()) text += "\n" + VerifyTable(result, style);
   return text +
          fmt::format("\n  {} read in {:.2f} s, {:.2f} GB/s\n", Human(result.source_bytes), result.seconds,
                      result.seconds > 0 ? static_cast<double>(result.source_bytes.count()) / 1e9 / result.seconds : 0);

@@ -6,24 +6,12 @@
 #include <exception>
 
 #include "commands.h"
-#include "gpuledger/allocator.h"
+#include "interrupt.h"
 #include "json.h"
 #include "terminal.h"
 
 namespace gpuledger::cli {
 namespace {
-
-void AddModelFlags(CLI::App& command, ModelFlags& flags) {
-  command.add_option("MODEL", flags.model, "Directory of a model, or its name in the local Hugging Face cache")
-      ->required();
-  command.add_option("--quant", flags.quant, "4-bit format: nf4")->capture_default_str();
-  command.add_option("--block", flags.block, "Elements that share a scale: 64")->capture_default_str();
-  command.add_option("--slots", flags.slots, "Staging slots, held while weights are quantized")->capture_default_str();
-  command.add_option("--slot-size", flags.slot_size, "Size of a slot, at most")->capture_default_str();
-  command.add_option("--cap", flags.cap, "Reserve no more than this, as in 1.5GiB");
-  command.add_option("--device", flags.device, "Where the weights go: cpu")->capture_default_str();
-  command.add_flag("--json", flags.json, "One JSON object on stdout; text for people on stderr");
-}
 
 int Main(int argc, char** argv) {
   CLI::App app("Who owns each byte of device memory, and a 4-bit load that proves it left nothing behind.",
@@ -32,7 +20,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 fine, 1 internal error, 2 usage or bad input, 3 an assertion failed,\n"
-      "            4 out of memory or over the cap");
+      "            4 out of memory or over the cap, 130 stopped by Ctrl-C");
 
   PlanFlags plan_flags;
   CLI::App& plan =
@@ -45,6 +33,7 @@ int Main(int argc, char** argv) {
       *app.add_subcommand("load", "Loads in 4 bit under the plan's cap, audits, and optionally writes a checkpoint");
   AddModelFlags(load, load_flags);
   load.add_option("--out", load_flags.out, "Write the 4-bit checkpoint to this directory, which must not exist yet");
+  load.add_flag("--verify", load_flags.verify, "Read each weight again and compare it with its 4-bit values");
   load.add_option("--plant-fault", load_flags.plant_fault)->group("");  // quant/README.md
 
   try {
@@ -55,6 +44,7 @@ int Main(int argc, char** argv) {
     fmt::print(stderr, "gpuledger: {}\nSee gpuledger --help.\n", error.what());
     return static_cast<int>(ExitCode::kUsage);
   }
+  CatchInterrupts();
   const bool planning = plan.parsed();
   try {
     return static_cast<int>(planning ? RunPlan(plan_flags) : RunLoad(load_flags));
@@ -68,31 +58,6 @@ std::string_view Message(const absl::Status& status) { return {status.message().
 
 }  // namespace
 
-absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags) {
-  const auto refuse = [](std::string message) { return absl::InvalidArgumentError(std::move(message)); };
-  if (flags.quant != "nf4") return refuse(fmt::format("--quant {}: this build quantizes to nf4 only", flags.quant));
-  if (flags.block != kNf4BlockSize) {
-    return refuse(fmt::format("--block {}: this build has blocks of {} only", flags.block, kNf4BlockSize));
-  }
-  if (flags.device.substr(0, 4) == "cuda" && (flags.device.size() == 4 || flags.device[4] == ':')) {
-    return refuse(fmt::format("--device {}: this build has no CUDA upstream yet; --device cpu loads into host memory",
-                              flags.device));
-  }
-  if (flags.device != "cpu") return refuse(fmt::format("--device {}: no such device; cpu is one", flags.device));
-
-  LoadOptions options;
-  options.slots = flags.slots;
-  const absl::StatusOr<Bytes> slot_size = ParseBytes(flags.slot_size);
-  if (!slot_size.ok()) return refuse(fmt::format("--slot-size: {}", Message(slot_size.status())));
-  options.slot_size = *slot_size;
-  if (!flags.cap.empty()) {
-    const absl::StatusOr<Bytes> cap = ParseBytes(flags.cap);
-    if (!cap.ok()) return refuse(fmt::format("--cap: {}", Message(cap.status())));
-    options.cap = *cap;
-  }
-  return options;
-}
-
 ExitCode CodeFor(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
@@ -103,6 +68,8 @@ ExitCode CodeFor(const absl::Status& status) {
       return ExitCode::kUsage;
     case absl::StatusCode::kResourceExhausted:
       return ExitCode::kOutOfMemory;
+    case absl::StatusCode::kCancelled:
+      return ExitCode::kInterrupted;
     default:
       return ExitCode::kInternal;
   }

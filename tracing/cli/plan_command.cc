@@ -10,9 +10,10 @@ namespace gpuledger::cli {
 ExitCode RunPlan(const PlanFlags& flags) {
   const absl::StatusOr<LoadOptions> options = OptionsFrom(flags);
   if (!options.ok()) return Fail(options.status(), flags.json);
-  const absl::StatusOr<std::string> directory = ModelDirectory(flags.model);
-  if (!directory.ok()) return Fail(directory.status(), flags.json);
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(*directory, *options, HostAnonymousUpstream().memory_info().free);
+  absl::StatusOr<std::shared_ptr<const ModelSource>> source = SourceFrom(flags);
+  if (!source.ok()) return Fail(source.status(), flags.json);
+  const absl::StatusOr<LoadPlan> plan =
+      PlanLoad(*std::move(source), *options, HostAnonymousUpstream().memory_info().free);
   if (!plan.ok()) return Fail(plan.status(), flags.json);
 
   std::FILE* const out = flags.json ? stderr : stdout;

@@ -44,6 +44,12 @@ std::vector<Row> Rows(const LoadPlan& plan, bool collapse) {
   return rows;
 }
 
+// "nf4 in blocks of 64, double-quantized".
+std::string FormatTitle(const FourBitFormat& format) {
+  return fmt::format("{} in blocks of {}{}", QuantTypeName(format.type), format.block,
+                     format.double_quant ? ", double-quantized" : "");
+}
+
 // A flag's value: "256KiB".
 std::string FlagSize(Bytes size) {
   return size % Bytes(1u << 20) == Bytes() ? fmt::format("{}MiB", size / Bytes(1u << 20))
@@ -57,7 +63,7 @@ std::string WhatWouldHelp(const LoadPlan& plan) {
     LoadOptions options = plan.options;
     options.slots = slots;
     options.slot_size = Bytes(size);
-    const absl::StatusOr<LoadPlan> smaller = PlanLoad(plan.directory, options, plan.available);
+    const absl::StatusOr<LoadPlan> smaller = PlanLoad(plan.source, options, plan.available);
     if (!smaller.ok()) continue;
     if (smaller->fits) {
       return fmt::format("  What would help: --slots {} --slot-size {} has its peak at {} ({}), which fits.\n", slots,
@@ -73,9 +79,15 @@ std::string WhatWouldHelp(const LoadPlan& plan) {
 }  // namespace
 
 std::string PlanTitle(const LoadPlan& plan, const Style& style) {
-  const std::filesystem::path path = std::filesystem::path(plan.directory).lexically_normal();
-  return fmt::format("{}: {} of {} tensors become nf4 in blocks of {}\n", style.Bold(path.string()),
-                     plan.quantized_count(), plan.weights.size(), kNf4BlockSize);
+  const std::string name = plan.source->directory().empty()
+                               ? plan.source->name()
+                               : std::filesystem::path(plan.source->directory()).lexically_normal().string();
+  if (plan.stored_4bit) {
+    return fmt::format("{}: in 4 bit already; {} tensors are loaded as they are\n", style.Bold(name),
+                       plan.weights.size());
+  }
+  return fmt::format("{}: {} of {} tensors become {}\n", style.Bold(name), plan.quantized_count(), plan.weights.size(),
+                     FormatTitle(plan.options.format));
 }
 
 std::string PlanTable(const LoadPlan& plan, const Style& style, bool all) {
@@ -110,6 +122,7 @@ std::string PlanFigures(const LoadPlan& plan) {
   return Line("source", plan.source_bytes(), "to be read") + Line("final", plan.final_bytes) +
          Line("staging budget", plan.staging_budget_bytes,
               fmt::format("{} x {}", plan.options.slots, Human(plan.slot_size))) +
+         (plan.scratch_size.is_zero() ? "" : Line("scratch", plan.scratch_size, "scales of the largest weight")) +
          Line("peak in use", plan.predicted_in_use_bytes, "predicted") +
          Line("peak reserved", plan.predicted_peak_bytes, "predicted; the load's cap");
 }

@@ -20,6 +20,13 @@ bool IsCapable(std::FILE* stream) {
   return isatty(fileno(stream)) != 0 && (term == nullptr || std::string_view(term) != "dumb");
 }
 
+std::string Duration(double seconds) {
+  const auto whole = static_cast<uint64_t>(seconds + 0.5);
+  if (whole < 60) return fmt::format("{} s", whole);
+  if (whole < 3600) return fmt::format("{}:{:02} min", whole / 60, whole % 60);
+  return fmt::format("{}:{:02} h", whole / 3600, whole / 60 % 60);
+}
+
 }  // namespace
 
 Style::Style(std::FILE* stream) : colour_(IsCapable(stream) && !IsSet("NO_COLOR")) {}
@@ -43,9 +50,10 @@ void ProgressBar::Update(Bytes done, Bytes total) {
   const double part = static_cast<double>(done.count()) / static_cast<double>(total.count());
   const int filled = static_cast<int>(part * kWidth);
   const std::chrono::duration<double> took = now - start_;
-  fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {} of {}  {:.2f} GB/s", label_, "", filled, "",
+  const double left = part > 0 ? took.count() * (1 - part) / part : 0;
+  fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {} of {}  {:.2f} GB/s  {} left", label_, "", filled, "",
              kWidth - filled, 100 * part, Human(done), Human(total),
-             static_cast<double>(done.count()) / 1e9 / took.count());
+             static_cast<double>(done.count()) / 1e9 / took.count(), Duration(left));
   std::fflush(stderr);
   drawn_ = true;
 }

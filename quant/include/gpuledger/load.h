@@ -1,9 +1,10 @@
 // gpuledger/load.h - loads a checkpoint in 4 bit under the plan's cap, and proves what it left behind.
 //
-// The pipeline (load_pipeline.h) buys every byte in plan order from one thread: k slots; each quantized weight's block,
-// filled from slots that are charged to the weight as `staging` while they hold part of it; the slots go back; then the
-// kept weights, read straight into their blocks. Weights pay as model/NAME, quantized ones in role `quantized`, kept
-// ones in role `other`; a slot that holds nothing is load/slots, `staging`.
+// The pipeline (load_pipeline.h) buys every byte in plan order from one thread: k slots and, with double quantization,
+// one scratch; each quantized weight's block, filled from slots that are charged to the weight as `staging` while they
+// hold part of it; slots and scratch go back; then the kept weights, read straight into their blocks. Weights pay as
+// model/NAME, quantized ones in role `quantized`, kept ones in role `other`; a slot that holds nothing is load/slots,
+// `staging`; the scratch is load/scratch, `scratch`.
 //
 // At the end the allocator settles, and four assertions are checked against the ledger (load_audit.cc):
 //
@@ -13,13 +14,12 @@
 //   audit       each weight has the format that was planned, judged by its block, not by the plan
 //   ownerless   no live charge without an owner, and reserved = in_use + pending + cached
 //
-// Load is called from one thread; it reads on a second one, which allocates nothing. A LoadedModel may be read from
-// any.
+// Load is called from one thread, which alone allocates; LoadOptions::threads others read and quantize. A LoadedModel
+// may be read from any.
 #pragma once
 
 #include <absl/status/statusor.h>
 
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -27,6 +27,7 @@
 #include "gpuledger/allocator.h"
 #include "gpuledger/checkpoint.h"
 #include "gpuledger/plan.h"
+#include "gpuledger/progress.h"
 
 namespace gpuledger {
 
@@ -34,9 +35,13 @@ namespace gpuledger {
 struct LoadedWeight {
   TensorInfo tensor;  // of the source
   OwnerId owner;
-  bool quantized;  // its block has Nf4Layout::Of(tensor.elements); otherwise it has the source's bytes
-  Bytes consumed;  // source bytes that have gone into it
-  Buffer block;    // null for an empty tensor
+  bool quantized;        // its block has layout(); otherwise it has the source's bytes
+  bool expert;           // PlannedWeight::expert
+  FourBitFormat format;  // if quantized
+  Bytes consumed;        // source bytes that have gone into it
+  Buffer block;          // null for an empty tensor
+
+  [[nodiscard]] FourBitLayout layout() const { return FourBitLayout::Of(format, tensor.elements); }
 };
 
 // Keeps the weights and the allocator that they are charged to. The upstream and the load's sink outlive it.
@@ -52,7 +57,7 @@ class GPULEDGER_EXPORT LoadedModel {
   [[nodiscard]] const std::vector<LoadedWeight>& weights() const { return weights_; }  // in the plan's order
   // Null if there is none.
   [[nodiscard]] const LoadedWeight* Find(std::string_view name) const;
-  // What WriteNf4Checkpoint takes: spans of and readers from this model, which must stay where it is meanwhile.
+  // What WriteCheckpoint takes: spans of and readers from this model, which must stay where it is meanwhile.
   // kUnimplemented unless the upstream is host-accessible.
   [[nodiscard]] absl::StatusOr<std::vector<CheckpointTensor>> CheckpointTensors() const;
 
@@ -65,13 +70,27 @@ class GPULEDGER_EXPORT LoadedModel {
 
 struct AuditEntry {
   std::string name;
-  std::string planned;  // "nf4", or the source's dtype: "F32"
+  std::string planned;  // PlannedWeight::format
   std::string actual;   // the same, or a phrase for what is neither: "missing", "F32, 1,024 of 4,096 B"
 };
 
 struct WeightResidual {
   std::string name;
   Bytes bytes;
+};
+
+// How far a weight's 4-bit values are from its source (LoadOptions::verify). `expected` is what the format gives for
+// normally distributed weights; what lies far above it, or has values that are not finite, is an outlier.
+struct WeightError {
+  std::string name;
+  double max = 0;       // largest |4-bit value - source|
+  double mean = 0;      // mean of it
+  double rms = 0;       // of the source: the root of its mean square
+  double expected = 0;  // of mean / rms
+  uint64_t not_finite = 0;
+  bool outlier = false;
+
+  [[nodiscard]] double relative() const { return rms > 0 ? mean / rms : 0; }
 };
 
 enum class LoadAssertion : uint8_t { kResidual, kStaging, kAudit, kOwnerless };
@@ -96,6 +115,7 @@ struct GPULEDGER_EXPORT LoadResult {
   double seconds = 0;                       // of the pipeline, without the checks
   std::vector<AuditEntry> audit{};          // every weight, in the plan's order
   std::vector<WeightResidual> residuals{};  // every weight that was planned 4-bit, in the plan's order
+  std::vector<WeightError> errors{};        // with verify: every quantized weight, in the plan's order
   std::vector<LoadFailure> failures{};      // empty: all four assertions hold
   LoadedModel model;
 
@@ -107,15 +127,12 @@ struct GPULEDGER_EXPORT LoadResult {
   }
 };
 
-// Called now and then from the loading thread with the source bytes that have been consumed.
-using LoadProgress = std::function<void(Bytes done, Bytes total)>;
-
 // Loads what was planned into memory of `upstream`, under the cap plan.predicted_peak_bytes. `sink` takes the ledger's
 // records, null for none. An assertion that does not hold is no error: it is in the result.
 // Errors: CheckFits' before a byte is read; kResourceExhausted with the allocator's report; those of the file;
 // kUnimplemented for an upstream that is not host-accessible; kInvalidArgument for a fault without a weight to plant it
-// in. On error nothing stays charged.
+// in; kCancelled if `progress` said so. On error every byte is given back.
 GPULEDGER_EXPORT absl::StatusOr<LoadResult> Load(const LoadPlan& plan, Upstream& upstream,
-                                                 const LoadProgress& progress = {}, RecordSink* sink = nullptr);
+                                                 const Progress& progress = {}, RecordSink* sink = nullptr);
 
 }  // namespace gpuledger

@@ -1,6 +1,6 @@
 // gpuledger/plan.h - what a load will do with each weight, and its exact peak, from headers alone.
 //
-// load:  peak in_use   = max(quantized + k * slot, final)                   predicted = measured, to the byte
+// load:  peak in_use   = max(quantized + k * slot + scratch, final)         predicted = measured, to the byte
 //        peak reserved = the fewest handles with which the same pipeline completes on the fake upstream: the load's cap
 //                        and its prediction; predicted = measured, and one handle under the cap stops
 //
@@ -16,7 +16,9 @@
 #include <string_view>
 #include <vector>
 
-#include "gpuledger/nf4.h"
+#include "gpuledger/codec.h"
+#include "gpuledger/four_bit.h"
+#include "gpuledger/model_source.h"
 #include "gpuledger/safetensors.h"
 #include "gpuledger/types.h"
 
@@ -38,40 +40,34 @@ enum class LoadFault : uint8_t {
 GPULEDGER_EXPORT bool ParseLoadFault(std::string_view name, LoadFault* fault);
 
 struct LoadOptions {
+  FourBitFormat format;
+  Dialect dialect = Dialect::kCpu;
   uint64_t slots = 2;
   Bytes slot_size = Bytes(uint64_t{8} << 20);  // at most this; never larger than the largest weight that is quantized
+  uint64_t threads = 0;                        // that read and quantize; 0: as many as there are slots and cores
+  std::vector<std::string> skip, only;         // globs over tensor names (owner.h): stay in 16 bit; alone become 4-bit
+  bool verify = false;                         // read each weight again and compare it with its 4-bit values
   Bytes cap = Bytes::Max();                    // the user's; the load's own cap is the predicted peak
   LoadFault fault = LoadFault::kNone;
-};
-
-// A 4-bit weight is one block: packed codes, padding to 4 bytes, absmax, table.
-struct Nf4Layout {
-  uint64_t elements;
-  Bytes absmax_at;  // packed codes start at 0
-  Bytes table_at;
-  Bytes size;
-
-  static constexpr Nf4Layout Of(uint64_t elements) {
-    const Bytes absmax_at = Nf4PackedBytes(elements).RoundUpTo(Bytes(sizeof(float)));
-    const Bytes table_at = absmax_at + Nf4AbsmaxBytes(elements);
-    return {elements, absmax_at, table_at, table_at + Bytes(16 * sizeof(float))};
-  }
 };
 
 struct PlannedWeight {
   TensorInfo tensor;
   WeightAction action;
   std::string reason;  // a phrase: "linear", "embedding", "one-dimensional", ...
+  std::string format;  // what it will be: "nf4", or the dtype in the file, or "nf4, as stored"
   Bytes final_bytes;   // what it will hold on the device: requested bytes, before rounding
   bool linear;         // a linear's weight by its name, whether it is quantized or kept
+  bool expert;         // of a mixture: no layout exists in which transformers loads it in 4 bit
 };
 
 struct GPULEDGER_EXPORT LoadPlan {
-  std::string directory;
-  std::shared_ptr<const SafetensorsFile> file;  // open: the load reads what was planned
+  std::shared_ptr<const ModelSource> source;  // open: the load reads what was planned
   LoadOptions options;
   std::vector<PlannedWeight> weights;  // in the order in which they are loaded: quantized first, then kept
+  bool stored_4bit = false;            // the model is in 4 bit already, and nothing is quantized again
   Bytes slot_size;
+  Bytes scratch_size;            // scales of the largest weight, with double quantization; 0 without
   Bytes available;               // of the device, when the plan was made
   Bytes final_bytes;             // sum over weights, requested
   Bytes staging_budget_bytes;    // slots * slot, charged
@@ -80,13 +76,13 @@ struct GPULEDGER_EXPORT LoadPlan {
   bool fits = false;             // predicted peak within options.cap and `available`
 
   [[nodiscard]] uint64_t quantized_count() const;
-  [[nodiscard]] Bytes source_bytes() const;  // what a load reads
+  [[nodiscard]] Bytes source_bytes() const;  // what a load reads, once
 };
 
-// Reads DIR/config.json and the header of DIR/model.safetensors. `available` is what the device can give. Errors: those
-// of SafetensorsFile; kNotFound and kInvalidArgument with a sentence for what is missing, damaged or not a weight file
-// this can quantize; kInvalidArgument for a ring that cannot be (no slot, a slot under 512 B).
-GPULEDGER_EXPORT absl::StatusOr<LoadPlan> PlanLoad(const std::string& directory, const LoadOptions& options,
+// Plans the load of a model that is open. `available` is what the device can give. Errors: kInvalidArgument with a
+// sentence for a configuration or a stored 4-bit weight that is damaged, for a glob that matches nothing, and for a ring
+// that cannot be (no slot, a slot that does not hold one block of float32).
+GPULEDGER_EXPORT absl::StatusOr<LoadPlan> PlanLoad(std::shared_ptr<const ModelSource> source, const LoadOptions& options,
                                                    Bytes available = Bytes::Max());
 
 // Ok if the plan fits. Otherwise kResourceExhausted: what is short, then the allocator's report at the point at which

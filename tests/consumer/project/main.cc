@@ -3,8 +3,8 @@
 #include <vector>
 
 #include <gpuledger/allocator.h>
+#include <gpuledger/codec.h>
 #include <gpuledger/fake_upstream.h>
-#include <gpuledger/nf4.h>
 
 using namespace gpuledger;
 
@@ -24,9 +24,10 @@ int main() {
   if (!allocator.ledger().usage(owner).in_use.is_zero() || !allocator.CheckInvariants().ok()) return 3;
 
   const std::vector<float> weights = {-1.0f, 0.0f, 0.5f, 1.0f};
-  std::vector<uint8_t> packed(Nf4PackedBytes(weights.size()).count());
-  std::vector<float> absmax(Nf4Blocks(weights.size()));
-  QuantizeNf4(FloatType::kFloat32, weights.data(), weights.size(), packed, absmax);
+  const FourBitFormat nf4;
+  std::vector<uint8_t> packed(PackedBytes(weights.size()).count());
+  std::vector<float> absmax(BlockCount(weights.size(), nf4.block));
+  Quantize4Bit(nf4, Dialect::kCpu, FloatType::kFloat32, weights.data(), weights.size(), packed, absmax);
   if (packed[0] != 0x07 || (packed[1] & 15) != 15 || absmax[0] != 1.0f) return 4;
   std::printf("C++ consumer: owner charged and credited, four weights in %zu bytes\n", packed.size());
   return 0;
