@@ -22,7 +22,7 @@ constexpr uintmax_t kLargestConfig = uintmax_t{16} << 20;
 
 std::string_view View(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
 
-absl::StatusOr<ModelConfig> ReadConfig(const std::string& directory) {
+absl::StatusOr<std::string> ReadConfig(const std::string& directory) {
   const std::string path = directory + "/config.json";
   std::error_code error;
   const uintmax_t size = std::filesystem::file_size(path, error);
@@ -35,11 +35,7 @@ absl::StatusOr<ModelConfig> ReadConfig(const std::string& directory) {
     return absl::InvalidArgumentError(
         fmt::format("{}: the model is quantized already (quantization_config); load the original", path));
   }
-  ModelConfig result;
-  if (const auto type = config.find("model_type"); type != config.end() && type->is_string()) {
-    result.model_type = type->get<std::string>();
-  }
-  return result;
+  return config.dump();
 }
 
 absl::StatusOr<std::shared_ptr<const SafetensorsFile>> OpenWeights(const std::string& directory) {
@@ -147,8 +143,10 @@ absl::StatusOr<LoadPlan> PlanLoad(const std::string& directory, const LoadOption
   }
   absl::StatusOr<std::shared_ptr<const SafetensorsFile>> file = OpenWeights(directory);
   if (!file.ok()) return file.status();
-  const absl::StatusOr<ModelConfig> config = ReadConfig(directory);
+  const absl::StatusOr<std::string> config = ReadConfig(directory);
   if (!config.ok()) return config.status();
+  const absl::StatusOr<WeightRules> rules = WeightRules::For(*config, (*file)->tensors(), {});
+  if (!rules.ok()) return rules.status();
 
   LoadPlan plan;
   plan.directory = directory;
@@ -157,10 +155,10 @@ absl::StatusOr<LoadPlan> PlanLoad(const std::string& directory, const LoadOption
   plan.available = available;
   Bytes largest;
   for (const TensorInfo& tensor : plan.file->tensors()) {
-    const WeightRule rule = RuleFor(tensor, *config);
+    const WeightRule rule = rules->RuleFor(tensor);
     const bool quantize = rule.action == WeightAction::kQuantize;
     const Bytes final_bytes = quantize ? Nf4Layout::Of(tensor.elements).size : tensor.size;
-    plan.weights.push_back({tensor, rule.action, std::string(rule.reason), final_bytes, rule.linear});
+    plan.weights.push_back({tensor, rule.action, rule.reason, final_bytes, rule.linear});
     plan.final_bytes += final_bytes;
     if (quantize) largest = std::max(largest, tensor.size);
   }
