@@ -3,9 +3,20 @@
 #include <algorithm>
 #include <array>
 #include <string_view>
+#include <utility>
+
+#include <fmt/format.h>
+#include <nlohmann/json.hpp>
+
+#include "gpuledger/owner.h"
 
 namespace gpuledger {
 namespace {
+
+// What config.json says that matters here.
+struct ModelConfig {
+  std::string model_type;  // "bert", "llama", ...; empty if it does not say
+};
 
 // The module a tensor belongs to and its last component: "encoder.layer.0.output.dense.weight" -> "dense".
 std::string_view LastComponent(std::string_view module) {
@@ -73,9 +84,16 @@ bool FloatTypeOf(Dtype dtype, FloatType* type) {
   }
 }
 
-WeightRule RuleFor(const TensorInfo& tensor, const ModelConfig& config) {
+struct WeightRules::State {
+  ModelConfig config;
+  RuleOptions options;
+};
+
+namespace {
+
+WeightRule Decide(const TensorInfo& tensor, const ModelConfig& config) {
   const auto keep = [](std::string_view reason, bool linear = false) {
-    return WeightRule{WeightAction::kKeep, linear, reason};
+    return WeightRule{WeightAction::kKeep, linear, false, std::string(reason)};
   };
   FloatType type;
   if (tensor.elements == 0) return keep("empty");
@@ -93,7 +111,52 @@ WeightRule RuleFor(const TensorInfo& tensor, const ModelConfig& config) {
   if (IsHead(module, last)) return keep("output head", true);
   if (IsRouter(module, last)) return keep("router", true);
   if (IsConv1D(config, last)) return keep("Conv1D, stored transposed");
-  return {WeightAction::kQuantize, true, "linear"};
+  return {WeightAction::kQuantize, true, false, "linear"};
+}
+
+// The first of `globs` that matches; null if none does.
+const std::string* FirstMatch(const std::vector<std::string>& globs, std::string_view name) {
+  const auto found =
+      std::find_if(globs.begin(), globs.end(), [&](const std::string& glob) { return OwnerMatches(glob, name); });
+  return found == globs.end() ? nullptr : &*found;
+}
+
+absl::Status CheckGlobs(std::string_view flag, const std::vector<std::string>& globs,
+                        const std::vector<TensorInfo>& tensors) {
+  for (const std::string& glob : globs) {
+    const bool used = std::any_of(tensors.begin(), tensors.end(),
+                                  [&](const TensorInfo& tensor) { return OwnerMatches(glob, tensor.name); });
+    if (!used) return absl::InvalidArgumentError(fmt::format("{} {}: no tensor has such a name", flag, glob));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<WeightRules> WeightRules::For(const std::string& config_text, const std::vector<TensorInfo>& tensors,
+                                             const RuleOptions& options) {
+  const nlohmann::json json = nlohmann::json::parse(config_text, nullptr, false);
+  if (!json.is_object()) return absl::InvalidArgumentError("config.json: not a JSON object");
+  if (absl::Status status = CheckGlobs("--skip", options.skip, tensors); !status.ok()) return status;
+  if (absl::Status status = CheckGlobs("--only", options.only, tensors); !status.ok()) return status;
+  ModelConfig config;
+  if (const auto type = json.find("model_type"); type != json.end() && type->is_string()) {
+    config.model_type = type->get<std::string>();
+  }
+  return WeightRules(std::make_shared<const State>(State{std::move(config), options}));
+}
+
+WeightRule WeightRules::RuleFor(const TensorInfo& tensor) const {
+  WeightRule rule = Decide(tensor, state_->config);
+  if (rule.action == WeightAction::kKeep) return rule;
+  const RuleOptions& options = state_->options;
+  if (const std::string* glob = FirstMatch(options.skip, tensor.name)) {
+    return {WeightAction::kKeep, rule.linear, false, fmt::format("skipped by --skip {}", *glob)};
+  }
+  if (!options.only.empty() && FirstMatch(options.only, tensor.name) == nullptr) {
+    return {WeightAction::kKeep, rule.linear, false, "not in --only"};
+  }
+  return rule;
 }
 
 }  // namespace gpuledger
