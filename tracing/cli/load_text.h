@@ -12,5 +12,7 @@ namespace gpuledger::cli {
 std::string LoadPromise(const LoadPlan& plan, const Style& style);
 // After: the peaks against the promise, the four assertions, what failed by name, speed.
 std::string LoadProof(const LoadPlan& plan, const LoadResult& result, const Style& style);
+// What --verify found: errors beside the format's expectation, outliers by name. Requires: result.errors is not empty.
+std::string VerifyTable(const LoadResult& result, const Style& style);
 
 }  // namespace gpuledger::cli

@@ -21,7 +21,7 @@
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
-#include "gpuledger/nf4.h"
+#include "gpuledger/four_bit.h"
 #include "gpuledger/safetensors.h"
 #include "gpuledger/types.h"
 
