@@ -189,7 +189,13 @@ absl::Status CheckFits(const LoadPlan& plan) {
                                     ToString(plan.predicted_peak_bytes), by_cap ? "the cap is" : "the device has",
                                     ToString(limit), ToString(plan.predicted_peak_bytes - limit));
   const absl::StatusOr<DryRun> stopped = RunDry(plan, limit);
-  if (!stopped.ok()) message += fmt::format(". Under it the load would stop here:\n{}", View(stopped.status()));
+  if (!stopped.ok()) {
+    // The allocator's own advice is for a program that could free something: a load has only its cap.
+    std::string_view report = View(stopped.status());
+    report = report.substr(0, report.find("  what would help:"));
+    message += fmt::format(". Under it the load would stop here:\n{}  what would help: {}, or smaller slots", report,
+                           by_cap ? fmt::format("a cap of {}", ToString(plan.predicted_peak_bytes)) : "a larger device");
+  }
   return absl::ResourceExhaustedError(message);
 }
 
