@@ -46,18 +46,23 @@ absl::StatusOr<DryRun> RunDry(LoadPlan plan, Bytes cap) {
   return DryRun{allocator.totals().peak_reserved, allocator.ledger().usage().peak};
 }
 
-// The fewest handles: from what it takes without a cap, downwards for as long as the pipeline completes.
+// The fewest handles: fewer than the bytes in use at the peak cannot do, so from there upwards until the pipeline
+// completes. It does so at the latest with what it takes without a cap.
 absl::Status Predict(LoadPlan& plan) {
   absl::StatusOr<DryRun> run = RunDry(plan, Bytes::Max());
+  if (!run.ok()) return run.status();
   const Bytes handle = FakeOptions().granularity;
-  while (run.ok()) {
-    plan.predicted_peak_bytes = run->peak_reserved;
-    plan.predicted_in_use_bytes = run->peak_in_use;
-    if (run->peak_reserved.is_zero()) return absl::OkStatus();
-    run = RunDry(plan, run->peak_reserved - handle);
-    if (absl::IsResourceExhausted(run.status())) return absl::OkStatus();
+  plan.predicted_in_use_bytes = run->peak_in_use;
+  plan.predicted_peak_bytes = run->peak_reserved;
+  for (Bytes cap = run->peak_in_use.RoundUpTo(handle); cap < plan.predicted_peak_bytes; cap += handle) {
+    run = RunDry(plan, cap);
+    if (run.ok()) {
+      plan.predicted_peak_bytes = run->peak_reserved;
+    } else if (!absl::IsResourceExhausted(run.status())) {
+      return run.status();
+    }
   }
-  return run.status();
+  return absl::OkStatus();
 }
 
 absl::Status CheckOptions(const LoadOptions& options) {

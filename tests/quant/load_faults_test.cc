@@ -13,12 +13,11 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Host memory whose nth call that can fail fails.
+// Host memory whose calls fail from the nth on: a single failure the allocator would get over.
 class FaultyUpstream final : public Upstream {
  public:
-  void FailCall(uint64_t nth) { left_ = nth; }
-  // Whether the call came that was to fail.
-  bool Failed() const { return left_ == 0; }
+  void FailFrom(uint64_t nth) { first_ = nth, calls_ = 0; }
+  bool Failed() const { return calls_ >= first_; }
 
   std::string_view name() const override { return "faulty"; }
   DeviceId device() const override { return host_.device(); }
@@ -50,10 +49,10 @@ class FaultyUpstream final : public Upstream {
 
  private:
   static absl::Status Fault() { return absl::ResourceExhaustedError("the injected fault"); }
-  bool Fails() { return left_ > 0 && --left_ == 0; }
+  bool Fails() { return ++calls_ >= first_; }
 
   HostAnonymousUpstream host_;
-  uint64_t left_ = UINT64_MAX;
+  uint64_t first_ = UINT64_MAX, calls_ = 0;
 };
 
 // A model whose nth read fails.
@@ -122,18 +121,19 @@ TEST_P(LoadFaultsTest, ReturnsTheErrorOfAnyReadAndAllMemory) {
 
 TEST_P(LoadFaultsTest, ReturnsTheErrorOfAnyUpstreamCallAndAllMemory) {
   FaultyUpstream upstream;
-  uint64_t nth = 1;
-  for (;; ++nth) {
-    upstream.FailCall(nth);
-    const absl::StatusOr<LoadResult> result = Load(plan_, upstream);
-    if (!upstream.Failed()) {
-      EXPECT_TRUE(result.ok()) << result.status();
-      break;
+  uint64_t refused = 0;
+  for (uint64_t nth = 1;; ++nth) {
+    upstream.FailFrom(nth);
+    {
+      const absl::StatusOr<LoadResult> result = Load(plan_, upstream);
+      if (!upstream.Failed()) break;
+      // Of some the allocator has another way out; the load is whole then.
+      if (result.ok()) EXPECT_TRUE(result->passed() && result->as_predicted()) << "call " << nth;
+      refused += result.ok() ? 0 : 1;
     }
-    ASSERT_FALSE(result.ok()) << "call " << nth;
     ExpectNothingLeft(upstream);
   }
-  EXPECT_GT(nth, 2u);
+  EXPECT_GT(refused, 0u);
 }
 
 TEST_P(LoadFaultsTest, StopsWhenToldToAtAnyPointAndReturnsAllMemory) {
