@@ -2,3 +2,10 @@ gpuledger_test(nf4_test SOURCES nf4_test.cc)
 gpuledger_test(safetensors_test SOURCES safetensors_test.cc)
 gpuledger_test(model_source_test SOURCES model_source_test.cc)
 gpuledger_test(checkpoint_writer_test SOURCES checkpoint_writer_test.cc LIBRARIES nlohmann_json::nlohmann_json)
+
+# The reference is private: these tests compile their own copy.
+add_library(codec_reference OBJECT ${PROJECT_SOURCE_DIR}/quant/codec_reference.cc)
+target_include_directories(codec_reference PUBLIC ${PROJECT_SOURCE_DIR}/quant)
+target_link_libraries(codec_reference PUBLIC gpuledger::gpuledger)
+target_compile_options(codec_reference PRIVATE -ffp-contract=off)
+gpuledger_test(codec_simd_test SOURCES codec_simd_test.cc LIBRARIES codec_reference hwy::hwy)
