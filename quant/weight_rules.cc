@@ -1,69 +1,169 @@
 #include "weight_rules.h"
 
+#include <absl/container/flat_hash_set.h>
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <array>
 #include <string_view>
 #include <utility>
 
-#include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "families.h"
 #include "gpuledger/owner.h"
+#include "model_config.h"
+#include "module_patterns.h"
+#include "weight_names.h"
 
 namespace gpuledger {
-namespace {
 
-// What config.json says that matters here.
-struct ModelConfig {
-  std::string model_type;  // "bert", "llama", ...; empty if it does not say
+struct WeightRules::State {
+  ModelConfig config;
+  const ModelFamily* family = nullptr;
+  RuleOptions options;
+  ModulePatterns listed;          // the configuration's modules not to convert
+  ModulePatterns kept_in_32_bit;  // the family's
+  absl::flat_hash_set<std::string> names;
+  std::string base_prefix;       // with its dot; empty if the family has none
+  bool has_base_prefix = false;  // some tensor's name begins with it
+
+  [[nodiscard]] bool tied() const { return config.tied.value_or(family != nullptr && family->tied); }
 };
 
-// The module a tensor belongs to and its last component: "encoder.layer.0.output.dense.weight" -> "dense".
-std::string_view LastComponent(std::string_view module) {
-  const size_t dot = module.rfind('.');
-  return dot == std::string_view::npos ? module : module.substr(dot + 1);
+namespace {
+
+using State = WeightRules::State;
+
+WeightRule Keep(std::string reason, bool linear = false) {
+  return {WeightAction::kKeep, linear, false, std::move(reason)};
 }
 
-bool EndsWith(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() && text.substr(text.size() - end.size()) == end;
+// Names of linears and experts are certain only in families that are known.
+WeightRule Quantize(const State& state, std::string_view reason, bool expert) {
+  const bool certain = state.family != nullptr;
+  return {WeightAction::kQuantize, true, expert, fmt::format("{}{}", reason, certain ? "" : " (by its name)")};
 }
 
-bool Contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
-
-template <size_t N>
-bool OneOf(std::string_view name, const std::array<std::string_view, N>& names) {
-  return std::find(names.begin(), names.end(), name) != names.end();
+std::string_view ModuleOf(std::string_view tensor) {
+  constexpr std::string_view kWeight = ".weight";
+  return tensor.ends_with(kWeight) ? tensor.substr(0, tensor.size() - kWeight.size()) : std::string_view();
 }
 
-// nn.Embedding in the families that transformers knows.
-bool IsEmbedding(std::string_view last) {
-  constexpr std::array<std::string_view, 5> kNames = {"wte", "wpe", "shared", "relative_attention_bias", "emb"};
-  return OneOf(last, kNames) || Contains(last, "embedding") || Contains(last, "embed_tokens") ||
-         Contains(last, "embed_positions") || Contains(last, "tok_embed") || Contains(last, "pos_embed");
+WeightRule RuleForManyDimensions(const State& state, const TensorInfo& tensor) {
+  const size_t dimensions = tensor.shape.size();
+  if (dimensions == 3 && NamesFusedExperts(tensor.name)) return Quantize(state, "experts, fused", true);
+  const std::string_view module = ModuleOf(tensor.name);
+  if (!module.empty() && (dimensions > 3 || module.find("conv") != module.npos)) return Keep("convolution");
+  return Keep("more than two dimensions");
 }
 
-bool IsNorm(std::string_view last) {
-  return Contains(last, "norm") || Contains(last, "Norm") || last.substr(0, 3) == "ln_";
+// A language model's head is kept unless there is a list of modules to keep instead; a head that is the embedding is
+// kept in any case.
+WeightRule RuleForOutputHead(const State& state) {
+  if (state.tied()) return Keep("output head, tied to the embedding", true);
+  if (state.config.skip_modules.has_value()) return Quantize(state, "output head, not in the list", false);
+  return Keep("output head", true);
 }
 
-// Output heads, tied or not: language models', and those of the task classes.
-bool IsHead(std::string_view module, std::string_view last) {
-  constexpr std::array<std::string_view, 8> kNames = {
-      "lm_head", "embed_out", "score", "classifier", "qa_outputs", "proj_out", "seq_relationship", "output_projection"};
-  return OneOf(last, kNames) || module == "output" || EndsWith(module, "predictions.decoder") ||
-         EndsWith(module, "lm_head.decoder");
+// Transformers keeps the module of the model's last parameter, which it finds to be the head's weight if there is no
+// bias behind it. Heads with a bias it converts.
+bool IsLastParameter(const State& state, std::string_view module) {
+  return !state.config.skip_modules.has_value() && NamesTaskHead(module) &&
+         !state.names.contains(fmt::format("{}.bias", module));
 }
 
-// A mixture's router: small, and quantizing it changes which experts are chosen.
-bool IsRouter(std::string_view module, std::string_view last) {
-  return last == "router" || EndsWith(module, "mlp.gate") || EndsWith(module, "block_sparse_moe.gate") ||
-         last == "shared_expert_gate";
+// nn.MultiheadAttention reads this weight itself; its class is not a plain linear.
+bool IsInsideMultiheadAttention(const State& state, std::string_view module) {
+  return LastComponent(module) == "out_proj" && !ParentModule(module).empty() &&
+         state.names.contains(fmt::format("{}.in_proj_weight", ParentModule(module)));
 }
 
-// GPT-2's Conv1D stores [in, out], the transpose of a linear.
-bool IsConv1D(const ModelConfig& config, std::string_view last) {
-  constexpr std::array<std::string_view, 4> kNames = {"c_attn", "c_proj", "c_fc", "q_attn"};
-  return (config.model_type == "gpt2" || config.model_type == "openai-gpt") && OneOf(last, kNames);
+// What the tensor is.
+WeightRule RuleByNature(const State& state, const TensorInfo& tensor) {
+  const std::string_view name = tensor.name;
+  FloatType type;
+  if (tensor.elements == 0) return Keep("empty");
+  if (!FloatTypeOf(tensor.dtype, &type)) return Keep("not a 16- or 32-bit float");
+  if (name.ends_with(".bias")) return Keep("bias");
+  const std::string_view module = ModuleOf(name);
+  const std::string_view named = module.empty() ? name : module;
+  if (NamesNorm(named)) return Keep("norm");
+  if (tensor.shape.size() > 2) return RuleForManyDimensions(state, tensor);
+  if (NamesEmbedding(named)) return Keep("embedding");
+  if (tensor.shape.size() < 2) return Keep("one-dimensional");
+  if (module.empty()) return Keep("not a module's weight");
+  if (NamesOutputHead(module)) return RuleForOutputHead(state);
+  if (NamesExpert(module)) return Quantize(state, "expert", true);
+  if (NamesRouter(module)) return Keep("router");
+  if (state.family != nullptr && state.family->conv1d && NamesConv1D(module)) {
+    return Keep("Conv1D, stored transposed");
+  }
+  if (IsLastParameter(state, module)) return Keep("output head, the last module", true);
+  if (IsInsideMultiheadAttention(state, module)) return Keep("inside nn.MultiheadAttention", true);
+  return Quantize(state, "linear", false);
+}
+
+// The module's name without the base prefix of classes with a head.
+std::string_view WithoutBasePrefix(const State& state, std::string_view module) {
+  if (!state.base_prefix.empty() && module.starts_with(state.base_prefix))
+    module.remove_prefix(state.base_prefix.size());
+  return module;
+}
+
+// The module's name in the class that loads it: lists of modules use that one.
+std::string NameWhenLoaded(const State& state, std::string_view module) {
+  if (state.family == nullptr || state.base_prefix.empty()) return std::string(module);
+  const std::string_view old_prefix = state.family->old_prefix;
+  if (!old_prefix.empty() && module.starts_with(old_prefix)) {
+    return fmt::format("{}{}", state.family->new_prefix, module.substr(old_prefix.size()));
+  }
+  if (IsBaseClass(state.config.architecture)) return std::string(WithoutBasePrefix(state, module));
+  if (state.has_base_prefix || NamesOutputHead(module) || NamesTaskHead(module)) return std::string(module);
+  return state.base_prefix + std::string(module);
+}
+
+// True if the class that config.json names has the module; a base class has nothing beside its base.
+bool IsLoaded(const State& state, std::string_view module) {
+  const std::string_view inner = WithoutBasePrefix(state, module);
+  const bool beside = state.has_base_prefix && inner.size() == module.size();
+  if (beside && IsBaseClass(state.config.architecture)) return false;
+  return ClassHas(state.family, state.config.architecture, inner);
+}
+
+bool IsListed(const ModulePatterns& patterns, const State& state, std::string_view module) {
+  return patterns.Match(module) || patterns.Match(NameWhenLoaded(state, module));
+}
+
+// The first of `globs` that matches; null if none does.
+const std::string* FirstMatch(const std::vector<std::string>& globs, std::string_view name) {
+  const auto found =
+      std::find_if(globs.begin(), globs.end(), [&](const std::string& glob) { return OwnerMatches(glob, name); });
+  return found == globs.end() ? nullptr : &*found;
+}
+
+// Why a weight that could be quantized is kept all the same; empty if it is not.
+std::string Exception(const State& state, std::string_view name) {
+  const std::string_view module = ModuleOf(name).empty() ? name : ModuleOf(name);
+  if (!IsLoaded(state, module)) {
+    const std::string& loader = state.config.architecture;
+    return fmt::format("not loaded by {}", loader.empty() ? "transformers" : loader);
+  }
+  if (IsListed(state.kept_in_32_bit, state, module)) return "kept in 32 bit by transformers";
+  if (IsListed(state.listed, state, module)) return "in the model's list of modules not to convert";
+  if (const std::string* glob = FirstMatch(state.options.skip, name)) return fmt::format("skipped by --skip {}", *glob);
+  if (!state.options.only.empty() && FirstMatch(state.options.only, name) == nullptr) return "not in --only";
+  return {};
+}
+
+absl::Status CheckGlobs(std::string_view flag, const std::vector<std::string>& globs,
+                        const std::vector<TensorInfo>& tensors) {
+  for (const std::string& glob : globs) {
+    const bool used = std::any_of(tensors.begin(), tensors.end(),
+                                  [&](const TensorInfo& tensor) { return OwnerMatches(glob, tensor.name); });
+    if (!used) {
+      return absl::InvalidArgumentError(
+          fmt::format("{} {}: matches no tensor (`*` stays within one name, `**` crosses dots)", flag, glob));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -84,78 +184,36 @@ bool FloatTypeOf(Dtype dtype, FloatType* type) {
   }
 }
 
-struct WeightRules::State {
-  ModelConfig config;
-  RuleOptions options;
-};
-
-namespace {
-
-WeightRule Decide(const TensorInfo& tensor, const ModelConfig& config) {
-  const auto keep = [](std::string_view reason, bool linear = false) {
-    return WeightRule{WeightAction::kKeep, linear, false, std::string(reason)};
-  };
-  FloatType type;
-  if (tensor.elements == 0) return keep("empty");
-  if (!FloatTypeOf(tensor.dtype, &type)) return keep("not a 16- or 32-bit float");
-  const std::string_view name = tensor.name;
-  constexpr std::string_view kWeight = ".weight";
-  if (EndsWith(name, ".bias")) return keep("bias");
-  const std::string_view module = EndsWith(name, kWeight) ? name.substr(0, name.size() - kWeight.size()) : name;
-  const std::string_view last = LastComponent(module);
-  if (IsNorm(last)) return keep("norm");
-  if (IsEmbedding(last)) return keep("embedding");
-  if (tensor.shape.size() < 2) return keep("one-dimensional");
-  if (tensor.shape.size() > 2) return keep("more than two dimensions");
-  if (module.size() == name.size()) return keep("not a module's weight");
-  if (IsHead(module, last)) return keep("output head", true);
-  if (IsRouter(module, last)) return keep("router", true);
-  if (IsConv1D(config, last)) return keep("Conv1D, stored transposed");
-  return {WeightAction::kQuantize, true, false, "linear"};
-}
-
-// The first of `globs` that matches; null if none does.
-const std::string* FirstMatch(const std::vector<std::string>& globs, std::string_view name) {
-  const auto found =
-      std::find_if(globs.begin(), globs.end(), [&](const std::string& glob) { return OwnerMatches(glob, name); });
-  return found == globs.end() ? nullptr : &*found;
-}
-
-absl::Status CheckGlobs(std::string_view flag, const std::vector<std::string>& globs,
-                        const std::vector<TensorInfo>& tensors) {
-  for (const std::string& glob : globs) {
-    const bool used = std::any_of(tensors.begin(), tensors.end(),
-                                  [&](const TensorInfo& tensor) { return OwnerMatches(glob, tensor.name); });
-    if (!used) return absl::InvalidArgumentError(fmt::format("{} {}: no tensor has such a name", flag, glob));
-  }
-  return absl::OkStatus();
-}
-
-}  // namespace
-
 absl::StatusOr<WeightRules> WeightRules::For(const std::string& config_text, const std::vector<TensorInfo>& tensors,
                                              const RuleOptions& options) {
-  const nlohmann::json json = nlohmann::json::parse(config_text, nullptr, false);
-  if (!json.is_object()) return absl::InvalidArgumentError("config.json: not a JSON object");
   if (absl::Status status = CheckGlobs("--skip", options.skip, tensors); !status.ok()) return status;
   if (absl::Status status = CheckGlobs("--only", options.only, tensors); !status.ok()) return status;
-  ModelConfig config;
-  if (const auto type = json.find("model_type"); type != json.end() && type->is_string()) {
-    config.model_type = type->get<std::string>();
+  absl::StatusOr<ModelConfig> config = ParseModelConfig(config_text);
+  if (!config.ok()) return config.status();
+  State state;
+  state.config = *std::move(config);
+  state.options = options;
+  state.family = FindFamily(state.config.model_type);
+  absl::StatusOr<ModulePatterns> listed =
+      ModulePatterns::Of(state.config.skip_modules.value_or(std::vector<std::string>()));
+  if (!listed.ok()) return listed.status();
+  state.listed = *std::move(listed);
+  if (state.family != nullptr) {
+    const auto kept = state.family->kept_in_32_bit;
+    state.kept_in_32_bit = *ModulePatterns::Of({kept.begin(), kept.end()});
+    if (!state.family->base_prefix.empty()) state.base_prefix = fmt::format("{}.", state.family->base_prefix);
   }
-  return WeightRules(std::make_shared<const State>(State{std::move(config), options}));
+  for (const TensorInfo& tensor : tensors) {
+    state.names.insert(tensor.name);
+    state.has_base_prefix |= !state.base_prefix.empty() && tensor.name.starts_with(state.base_prefix);
+  }
+  return WeightRules(std::make_shared<const State>(std::move(state)));
 }
 
 WeightRule WeightRules::RuleFor(const TensorInfo& tensor) const {
-  WeightRule rule = Decide(tensor, state_->config);
+  WeightRule rule = RuleByNature(*state_, tensor);
   if (rule.action == WeightAction::kKeep) return rule;
-  const RuleOptions& options = state_->options;
-  if (const std::string* glob = FirstMatch(options.skip, tensor.name)) {
-    return {WeightAction::kKeep, rule.linear, false, fmt::format("skipped by --skip {}", *glob)};
-  }
-  if (!options.only.empty() && FirstMatch(options.only, tensor.name) == nullptr) {
-    return {WeightAction::kKeep, rule.linear, false, "not in --only"};
-  }
+  if (std::string why = Exception(*state_, tensor.name); !why.empty()) return Keep(std::move(why), rule.linear);
   return rule;
 }
 

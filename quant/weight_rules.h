@@ -38,8 +38,9 @@ class WeightRules {
   // `tensor` is one of those that For saw. A weight is quantized only if it is surely a linear or an expert.
   [[nodiscard]] WeightRule RuleFor(const TensorInfo& tensor) const;
 
- private:
   struct State;
+
+ private:
   explicit WeightRules(std::shared_ptr<const State> state) : state_(std::move(state)) {}
   std::shared_ptr<const State> state_;
 };
