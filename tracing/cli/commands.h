@@ -8,6 +8,10 @@
 
 #include "gpuledger/plan.h"
 
+namespace CLI {
+class App;
+}
+
 namespace gpuledger::cli {
 
 // DESIGN section 9.
@@ -17,6 +21,7 @@ enum class ExitCode : int {
   kUsage = 2,        // usage or bad input
   kAssertion = 3,    // residual, staging budget, plan audit, ownerless bytes
   kOutOfMemory = 4,  // or over the cap
+  kInterrupted = 130,  // by Ctrl-C, as shells have it
 };
 
 // The flags that plan and load share, as they were typed.
@@ -40,8 +45,20 @@ struct LoadFlags : ModelFlags {
   std::string plant_fault;  // empty: none
 };
 
+struct SynthFlags {
+  std::string shapes;
+  std::string out;
+  std::string shard_size = "5GiB";
+  uint64_t seed = 0;
+  bool list = false;
+  bool json = false;
+};
+
 ExitCode RunPlan(const PlanFlags& flags);
 ExitCode RunLoad(const LoadFlags& flags);
+ExitCode RunSynth(const SynthFlags& flags);
+
+void AddSynthFlags(CLI::App& command, SynthFlags& flags);
 
 // What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.
 absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags);

@@ -7,6 +7,7 @@
 
 #include "commands.h"
 #include "gpuledger/allocator.h"
+#include "interrupt.h"
 #include "json.h"
 #include "terminal.h"
 
@@ -32,7 +33,7 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 fine, 1 internal error, 2 usage or bad input, 3 an assertion failed,\n"
-      "            4 out of memory or over the cap");
+      "            4 out of memory or over the cap, 130 stopped by Ctrl-C");
 
   PlanFlags plan_flags;
   CLI::App& plan =
@@ -47,6 +48,11 @@ int Main(int argc, char** argv) {
   load.add_option("--out", load_flags.out, "Write the 4-bit checkpoint to this directory, which must not exist yet");
   load.add_option("--plant-fault", load_flags.plant_fault)->group("");  // quant/README.md
 
+  SynthFlags synth_flags;
+  CLI::App& synth =
+      *app.add_subcommand("synth", "Writes a model of known shapes, or those of a config.json, with seeded weights");
+  AddSynthFlags(synth, synth_flags);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
@@ -55,11 +61,14 @@ int Main(int argc, char** argv) {
     fmt::print(stderr, "gpuledger: {}\nSee gpuledger --help.\n", error.what());
     return static_cast<int>(ExitCode::kUsage);
   }
+  CatchInterrupts();
   const bool planning = plan.parsed();
+  const bool json = synth.parsed() ? synth_flags.json : planning ? plan_flags.json : load_flags.json;
   try {
+    if (synth.parsed()) return static_cast<int>(RunSynth(synth_flags));
     return static_cast<int>(planning ? RunPlan(plan_flags) : RunLoad(load_flags));
   } catch (const std::exception& error) {
-    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), planning ? plan_flags.json : load_flags.json));
+    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), json));
   }
 }
 
@@ -103,6 +112,8 @@ ExitCode CodeFor(const absl::Status& status) {
       return ExitCode::kUsage;
     case absl::StatusCode::kResourceExhausted:
       return ExitCode::kOutOfMemory;
+    case absl::StatusCode::kCancelled:
+      return ExitCode::kInterrupted;
     default:
       return ExitCode::kInternal;
   }
