@@ -53,8 +53,20 @@ struct LoadFlags : ModelFlags {
   bool verify = false;
 };
 
+struct SynthFlags {
+  std::string shapes;
+  std::string out;
+  std::string shard_size = "5GiB";
+  uint64_t seed = 0;
+  bool list = false;
+  bool json = false;
+};
+
 ExitCode RunPlan(const PlanFlags& flags);
 ExitCode RunLoad(const LoadFlags& flags);
+ExitCode RunSynth(const SynthFlags& flags);
+
+void AddSynthFlags(CLI::App& command, SynthFlags& flags);
 
 void AddModelFlags(CLI::App& command, ModelFlags& flags);
 // What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.

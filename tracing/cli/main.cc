@@ -36,6 +36,11 @@ int Main(int argc, char** argv) {
   load.add_flag("--verify", load_flags.verify, "Read each weight again and compare it with its 4-bit values");
   load.add_option("--plant-fault", load_flags.plant_fault)->group("");  // quant/README.md
 
+  SynthFlags synth_flags;
+  CLI::App& synth =
+      *app.add_subcommand("synth", "Writes a model of known shapes, or those of a config.json, with seeded weights");
+  AddSynthFlags(synth, synth_flags);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
@@ -46,10 +51,12 @@ int Main(int argc, char** argv) {
   }
   CatchInterrupts();
   const bool planning = plan.parsed();
+  const bool json = synth.parsed() ? synth_flags.json : planning ? plan_flags.json : load_flags.json;
   try {
+    if (synth.parsed()) return static_cast<int>(RunSynth(synth_flags));
     return static_cast<int>(planning ? RunPlan(plan_flags) : RunLoad(load_flags));
   } catch (const std::exception& error) {
-    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), planning ? plan_flags.json : load_flags.json));
+    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), json));
   }
 }
 
