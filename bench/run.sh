@@ -18,7 +18,7 @@ done
 setup_lock
 setup_debian build check
 setup_python
-setup_build release allocator_bench gpuledger_cli
+setup_build release allocator_bench codec_bench gpuledger_cli
 setup_unlock
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpuledger-bench.XXXXXX")
@@ -28,6 +28,10 @@ say "Allocator and ledger, $repetitions repetitions"
 "$ROOT/build/release/bin/allocator_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
   --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
   --benchmark_out="$scratch/allocator.json" --benchmark_out_format=json </dev/null
-say "MiniLM load, $repetitions repetitions"
-"$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --gpuledger "$ROOT/build/release/bin/gpuledger" \
-  --repetitions "$repetitions" --out "$out" </dev/null
+say "4-bit codec, $repetitions repetitions"
+"$ROOT/build/release/bin/codec_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
+  --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
+  --benchmark_out="$scratch/codec.json" --benchmark_out_format=json </dev/null
+say "Codec and loads beside bitsandbytes and transformers, $repetitions repetitions"
+"$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --codec "$scratch/codec.json" \
+  --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null
