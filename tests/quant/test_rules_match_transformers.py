@@ -1,4 +1,4 @@
-"""Which weights become 4-bit: what `gpuledger plan` says, held against transformers itself on tiny models of each family.
+"""Which weights become 4-bit: what `gpuledger plan` says, held against transformers on tiny models of each family.
 
 Transformers' answer is the set of modules that are Linear4bit after from_pretrained with a BitsAndBytesConfig. The two
 may differ only where `Case.experts` and `Case.conv1d` list it:
@@ -37,7 +37,8 @@ OPT_350M = OPT | dict(word_embed_proj_dim=32, do_layer_norm_before=False)
 GPT2 = dict(vocab_size=128, n_embd=64, n_layer=2, n_head=4, n_positions=64)
 T5 = dict(vocab_size=128, d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2)
 T5_GATED = T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-SIGLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4)
+SIGLIP = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=16,
+              patch_size=4)
 GEMMA3 = dict(text_config=DECODER, vision_config=SIGLIP, mm_tokens_per_image=4)
 MIXTRAL = DECODER | dict(num_local_experts=2, num_experts_per_tok=2)
 MOE = dict(moe_intermediate_size=32, num_experts=2, num_experts_per_tok=2)
@@ -109,7 +110,7 @@ def with_experts_fused(tensors):
             result[name] = tensor
         elif rest == "0.gate_proj.weight":
             def both(expert):
-                return torch.cat([tensors[f"{layer}experts.{expert}.{half}.weight"] for half in ("gate_proj", "up_proj")])
+                return torch.cat([tensors[f"{layer}experts.{expert}.{half}_proj.weight"] for half in ("gate", "up")])
             result[f"{layer}experts.gate_up_proj"] = torch.stack([both(0), both(1)])
         elif rest == "0.down_proj.weight":
             result[f"{layer}experts.down_proj"] = torch.stack([tensor, tensors[f"{layer}experts.1.down_proj.weight"]])
