@@ -106,34 +106,28 @@ HWY_INLINE float FromBits(uint32_t bits, T*) {
   return ToFloat(T{static_cast<uint16_t>(bits)});
 }
 
-// Finds ranks: how many of 15 cut points are below each lane.
-class Ranker {
+// Finds ranks: how many of 15 cut points are below each lane. Two ways; `Ranker` is that of this instruction set.
+//
+// A binary search in four steps; the cut point that a lane is compared with comes from a table of the step.
+class SearchingRanker {
  public:
-  HWY_INLINE explicit Ranker(const Cuts& cuts) : cuts_(cuts) {
-    if constexpr (kLanes >= 8) {
-      levels_[0] = Level<1>(cuts);
-      levels_[1] = Level<2>(cuts);
-      levels_[2] = Level<4>(cuts);
-      levels_[3] = Level<8>(cuts);
-    }
-  }
+  HWY_INLINE explicit SearchingRanker(const Cuts& cuts)
+      : levels_{Level<1>(cuts), Level<2>(cuts), Level<4>(cuts), Level<8>(cuts)}, cuts_(cuts) {}
 
   HWY_INLINE Ints operator()(Floats x) const {
     Ints rank = hn::Zero(kInts);
-    if constexpr (kLanes >= 8) {
-      // A binary search in four steps; the cut point that a lane is compared with comes from a table of the step.
-      rank = Add(hn::Zero(kInts), x, levels_[0]);
-      rank = Descend(rank, x, levels_[1]);
-      rank = Descend(rank, x, levels_[2]);
-      return Descend(rank, x, levels_[3]);
-    } else {
+    if constexpr (kLanes < 8) {  // no tables of eight
       for (const float cut : cuts_) rank = Add(rank, x, hn::Set(kFloats, cut));
       return rank;
     }
+    rank = Add(rank, x, levels_[0]);
+    rank = Descend(rank, x, levels_[1]);
+    rank = Descend(rank, x, levels_[2]);
+    return Descend(rank, x, levels_[3]);
   }
 
  private:
-  // The cut points of one step: of 2^n nodes of the search tree.
+  // The cut points of one step: of kNodes nodes of the search tree.
   template <size_t kNodes>
   static HWY_INLINE Floats Level(const Cuts& cuts) {
     HWY_ALIGN float nodes[kLanes];
@@ -147,9 +141,58 @@ class Ranker {
     return Add(hn::Add(rank, rank), x, hn::TableLookupLanes(level, hn::IndicesFromVec(kFloats, rank)));
   }
 
-  const Cuts& cuts_;
   Floats levels_[4];
+  const Cuts& cuts_;
 };
+
+// With tables of sixteen: [-1, 1] in 15 equal bins, where the bin of a value says which cut points it is compared with
+// (kCompares at most) and how many are below all of the bin.
+template <size_t kCompares>
+class BinningRanker {
+ public:
+  HWY_INLINE explicit BinningRanker(const Cuts& cuts) {
+    HWY_ALIGN float near[kCompares][kLanes];
+    HWY_ALIGN int32_t below[kLanes];
+    for (int lane = 0; lane < static_cast<int>(kLanes); ++lane) {
+      const int bin = lane % 16 < 8 ? lane % 16 : lane % 16 - 16;
+      const float low = (static_cast<float>(bin) - 0.51f) / kBins;  // a little more than what rounds to the bin
+      const float high = (static_cast<float>(bin) + 0.51f) / kBins;
+      below[lane] = static_cast<int32_t>(std::count_if(cuts.begin(), cuts.end(), [=](float c) { return c < low; }));
+      size_t found = 0;
+      for (const float cut : cuts) {
+        if (cut < low || cut > high) continue;
+        if (found == kCompares) Die("codec: more cut points in a bin than comparisons");
+        near[found++][lane] = cut;
+      }
+      for (; found < kCompares; ++found) near[found][lane] = 2.0f;  // above everything
+    }
+    below_ = hn::Load(kInts, below);
+    for (size_t i = 0; i < kCompares; ++i) near_[i] = hn::Load(kFloats, near[i]);
+  }
+
+  HWY_INLINE Ints operator()(Floats x) const {
+    // The sum's last bits are the bin as an integer, negative ones modulo 16.
+    Ints bin = hn::BitCast(kInts, hn::MulAdd(x, hn::Set(kFloats, kBins), hn::Set(kFloats, 0x1.8p23f)));
+    if constexpr (HWY_IS_DEBUG_BUILD)
+      bin = hn::And(bin, hn::Set(kInts, 15));  // look-ups ignore the bits above, asserts do not
+    Ints rank = hn::TableLookupLanes(below_, hn::IndicesFromVec(kInts, bin));
+    const auto index = hn::IndicesFromVec(kFloats, bin);
+    for (size_t i = 0; i < kCompares; ++i) {
+      const auto above = hn::RebindMask(kInts, hn::Gt(x, hn::TableLookupLanes(near_[i], index)));
+      rank = hn::IfThenElse(above, hn::Add(rank, hn::Set(kInts, 1)), rank);
+    }
+    return rank;
+  }
+
+ private:
+  static constexpr float kBins = 7.49f;  // per unit; times 1 it still rounds to 7
+
+  Ints below_;
+  Floats near_[kCompares];
+};
+
+template <bool kFp4>
+using Ranker = std::conditional_t<kLanes == 16, BinningRanker<kFp4 ? 3 : 2>, SearchingRanker>;
 
 // FP4's codes are not in the order of their values; `kFlush`: dialect `cuda` tells FP4's zeros apart by the sign of
 // what is not subnormal.
@@ -181,7 +224,7 @@ class BlockQuantizer {
     return hn::BitCast(kUints, hn::TableLookupBytes(codes_, hn::BitCast(kBytes, rank)));
   }
 
-  Ranker ranker_;
+  Ranker<kFp4> ranker_;
   hn::Vec<hn::Repartition<uint8_t, decltype(kUints)> > codes_;
   size_t count_;
 };

@@ -17,11 +17,7 @@
 namespace gpuledger {
 namespace {
 
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (int64_t all = hwy::SupportedTargets(); all != 0; all &= all - 1) targets.push_back(all & -all);
-  return targets;
-}
+std::vector<int64_t> Targets() { return hwy::SupportedAndGeneratedTargets(); }
 
 void UseTarget(int64_t target) {
   hwy::SetSupportedTargetsForTest(target);

@@ -9,3 +9,5 @@ target_include_directories(codec_reference PUBLIC ${PROJECT_SOURCE_DIR}/quant)
 target_link_libraries(codec_reference PUBLIC gpuledger::gpuledger)
 target_compile_options(codec_reference PRIVATE -ffp-contract=off)
 gpuledger_test(codec_simd_test SOURCES codec_simd_test.cc LIBRARIES codec_reference hwy::hwy)
+gpuledger_test(codec_test SOURCES codec_test.cc codec_cuda_dialect_test.cc codec_c_api_test.cc codec_yardstick_test.cc
+               LIBRARIES codec_reference)
