@@ -72,13 +72,9 @@ absl::StatusOr<std::vector<CheckpointTensor>> LoadedModel::CheckpointTensors() c
     }
     FloatType type = FloatType::kFloat32;
     FloatTypeOf(t.dtype, &type);
-    const Nf4Layout layout = Nf4Layout::Of(t.elements);
-    tensors.emplace_back(
-        QuantizedWeight{t.name,
-                        t.shape,
-                        type,
-                        {reinterpret_cast<const uint8_t*>(data), Nf4PackedBytes(t.elements).count()},
-                        {reinterpret_cast<const float*>(data + layout.absmax_at.count()), Nf4Blocks(t.elements)}});
+    const FourBitFormat format;  // Nf4Layout is its layout
+    tensors.emplace_back(QuantizedWeight{
+        t.name, t.shape, type, format, false, {data, FourBitLayout::Of(format, t.elements).size.count()}});
   }
   return tensors;
 }

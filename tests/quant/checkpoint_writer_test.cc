@@ -4,14 +4,17 @@
 
 #include <algorithm>
 #include <csignal>
+#include <ctime>
 #include <cstring>
 #include <filesystem>
+#include <random>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
 #include "gpuledger/checkpoint.h"
+#include "gpuledger/codec.h"
 #include "test_files.h"
 
 namespace gpuledger {
@@ -43,9 +46,37 @@ std::string ReadTensor(const SafetensorsFile& file, std::string_view name) {
   return data;
 }
 
-template <class T>
-std::string RawBytes(std::span<const T> values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size_bytes()};
+// A source of whose tensors nobody asks: a directory's configuration and small files.
+class Directory final : public ModelSource {
+ public:
+  explicit Directory(const std::string& path) : path_(path), config_(ReadFile(path + "/config.json")) {}
+  const std::string& name() const override { return path_; }
+  const std::string& directory() const override { return path_; }
+  const std::string& config() const override { return config_; }
+  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
+  absl::Status Read(const TensorInfo&, Bytes, std::span<std::byte>) const override { return absl::OkStatus(); }
+
+ private:
+  std::string path_;
+  std::string config_;
+  std::vector<TensorInfo> tensors_;
+};
+
+// A block of `format` with seeded codes and scales, and the format's tables.
+std::vector<std::byte> MakeBlock(const FourBitFormat& format, uint64_t elements, float offset = 0) {
+  const FourBitLayout at = FourBitLayout::Of(format, elements);
+  std::vector<std::byte> block(at.size.count());
+  for (size_t i = 0; i < block.size(); ++i) block[i] = static_cast<std::byte>(i * 37 % 64);  // no NaN among scales
+  const auto put = [&](Bytes to, const void* from, size_t size) { std::memcpy(block.data() + to.count(), from, size); };
+  put(at.table_at, CodeTable(format.type).data(), 16 * sizeof(float));
+  if (format.double_quant) {
+    put(at.nested_table_at, NestedTable().data(), 256 * sizeof(float));
+    put(at.offset_at, &offset, sizeof(offset));
+  }
+  return block;
+}
+std::string Part(const std::vector<std::byte>& block, Bytes at, uint64_t size) {
+  return {reinterpret_cast<const char*>(block.data()) + at.count(), size};
 }
 
 // A model directory with one quantized 3 x 43 weight (129 elements: odd, a partial last block) and two kept tensors.
@@ -56,12 +87,12 @@ class CheckpointWriterTest : public ::testing::Test {
   std::vector<CheckpointTensor> Tensors() const {
     return {
         KeptTensor{"norm.bias", Dtype::kBF16, {3}, FromText("norm-b")},
-        QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kBFloat16, packed_, absmax_},
+        QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kBFloat16, {}, false, block_},
         KeptTensor{"embed.weight", Dtype::kF16, {2, 2}, FromText("embedded")},
     };
   }
   absl::StatusOr<WrittenCheckpoint> Write(const std::vector<CheckpointTensor>& tensors) {
-    return WriteNf4Checkpoint(source_, out_, tensors);
+    return WriteCheckpoint(Directory(source_), out_, tensors);
   }
   Json ReadJson(const std::string& name) { return Json::parse(ReadFile(out_ + "/" + name)); }
 
@@ -73,8 +104,7 @@ class CheckpointWriterTest : public ::testing::Test {
   TestDirectory directory_;
   std::string source_ = directory_ / "model";
   std::string out_ = directory_ / "out";
-  std::vector<uint8_t> packed_ = std::vector<uint8_t>(65, 0x5a);
-  std::vector<float> absmax_ = {1.0f, 0.5f, 0.25f};
+  std::vector<std::byte> block_ = MakeBlock({}, 129);
 };
 
 TEST_F(CheckpointWriterTest, WritesTheKeysThatBitsandbytesReads) {
@@ -96,9 +126,9 @@ TEST_F(CheckpointWriterTest, WritesTheKeysThatBitsandbytesReads) {
   EXPECT_EQ(file->Find("layer.fc.weight")->dtype, Dtype::kU8);
   EXPECT_THAT(file->Find("layer.fc.weight")->shape, ElementsAre(65, 1));
   EXPECT_THAT(file->Find("layer.fc.weight.absmax")->shape, ElementsAre(3));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight"), std::string(65, 0x5a));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.absmax"), RawBytes(std::span<const float>(absmax_)));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_map"), RawBytes(std::span<const float>(Nf4Table())));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight"), Part(block_, 0_B, 65));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.absmax"), Part(block_, 68_B, 12));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_map"), Part(block_, 80_B, 64));
   EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_state.bitsandbytes__nf4"),
             R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [3, 43]})");
   EXPECT_EQ(ReadTensor(*file, "norm.bias"), "norm-b");
@@ -125,7 +155,7 @@ TEST_F(CheckpointWriterTest, ASkipEntryThatWouldHitAQuantizedModuleIsAnchored) {
   const std::vector<CheckpointTensor> tensors = {
       KeptTensor{"layer.f.weight", Dtype::kU8, {2, 1}, FromText("ab")},
       KeptTensor{"fc.weight", Dtype::kU8, {2, 1}, FromText("ab")},
-      QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kFloat32, packed_, absmax_},
+      QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kFloat32, {}, false, block_},
   };
   ASSERT_TRUE(Write(tensors).ok());
   EXPECT_THAT(ReadJson("config.json")["quantization_config"]["llm_int8_skip_modules"].get<std::vector<std::string>>(),
@@ -205,7 +235,7 @@ TEST_F(CheckpointWriterTest, FollowsTheLinksOfTheHubCacheAndNoOthers) {
 TEST_F(CheckpointWriterTest, NeverReplacesADirectory) {
   fs::create_directory(out_);
   for (const std::string& name : {out_, out_ + "/", out_ + "/.", directory_ / "model/../out"}) {
-    const absl::Status status = WriteNf4Checkpoint(source_, name, Tensors()).status();
+    const absl::Status status = WriteCheckpoint(Directory(source_), name, Tensors()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr(name));
   }
@@ -257,21 +287,19 @@ TEST_F(CheckpointWriterTest, AKilledWriterLeavesNothingThatLooksLikeACheckpoint)
 }
 
 TEST_F(CheckpointWriterTest, WhatTheFormatCannotSayIsRefusedByName) {
-  const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t packed, size_t absmax) {
-    const absl::Status status =
-        Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, std::span(packed_).first(packed),
-                               std::span(absmax_).first(absmax)}})
-            .status();
+  const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t size, FourBitFormat format = {}) {
+    const absl::Status status = Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, format,
+                                                       false, std::span(block_).first(size)}})
+                                    .status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 65, 3),
-              AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
-  EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 65, 3), HasSubstr("*.weight"));
-  EXPECT_THAT(error("a.weight", {3, 43}, 64, 3),
-              HasSubstr("needs 65 packed bytes and 3 absmax values, but was given 64 and 3"));
-  EXPECT_THAT(error("a.weight", {3, 43}, 65, 2), HasSubstr("was given 65 and 2"));
-  EXPECT_THAT(error("a.weight", {uint64_t{1} << 40, uint64_t{1} << 40}, 65, 2), HasSubstr("overflows"));
+  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 144), AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
+  EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 144), HasSubstr("*.weight"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 143), HasSubstr("needs a block of 144 bytes, but was given 143"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 144, {QuantType::kFp4, 32, true}), HasSubstr("as fp4, blocks of 32, double"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 144, {QuantType::kNf4, 48, false}), HasSubstr("blocks of 48 elements"));
+  EXPECT_THAT(error("a.weight", {uint64_t{1} << 40, uint64_t{1} << 40}, 144), HasSubstr("overflows"));
   ExpectOnly({"model"});
 }
 
@@ -285,12 +313,194 @@ TEST_F(CheckpointWriterTest, AConfigurationThatCannotBeExtendedIsRefusedByName) 
   };
   EXPECT_THAT(error("{"), HasSubstr("not valid JSON"));
   EXPECT_THAT(error("[]"), HasSubstr("not a JSON object"));
-  EXPECT_THAT(error("{\"a\":" + std::string(100000, '[')), HasSubstr("JSON"));
+  EXPECT_THAT(error("{\"a\":" + std::string(100000, '[')), HasSubstr("deeper"));
   EXPECT_THAT(error("{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}"), HasSubstr("deeper"));
-  EXPECT_THAT(error(R"({"quantization_config": {}})"), HasSubstr("already"));
-  fs::remove(source_ + "/config.json");
-  EXPECT_EQ(Write(Tensors()).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(error(R"({"quantization_config": {"quant_method": "gptq"}})"), HasSubstr("already, with \"gptq\""));
   ExpectOnly({"model"});
+}
+
+TEST_F(CheckpointWriterTest, WritesEveryFormatsKeys) {
+  for (const QuantType type : {QuantType::kNf4, QuantType::kFp4}) {
+    for (const uint32_t size : {32u, 64u, 4096u}) {
+      for (const bool nested : {false, true}) {
+        const FourBitFormat format{type, size, nested};
+        const std::vector<std::byte> block = MakeBlock(format, 129, 0.1f);
+        out_ = directory_ / (ToString(format) + ".model");
+        ASSERT_TRUE(Write({QuantizedWeight{"fc.weight", {3, 43}, FloatType::kFloat16, format, false, block}}).ok());
+        const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(out_ + "/model.safetensors");
+        ASSERT_TRUE(file.ok()) << file.status();
+        const FourBitLayout at = FourBitLayout::Of(format, 129);
+        EXPECT_EQ(ReadTensor(*file, "fc.weight"), Part(block, 0_B, 65));
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.absmax"), Part(block, at.absmax_at, at.blocks * (nested ? 1 : 4)));
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.quant_map"), Part(block, at.table_at, 64));
+        std::string state = R"({"quant_type": ")" + std::string(QuantTypeName(type)) + R"(", "blocksize": )" +
+                            std::to_string(size) + R"(, "dtype": "float16", "shape": [3, 43])";
+        if (nested) {
+          EXPECT_EQ(ReadTensor(*file, "fc.weight.nested_absmax"), Part(block, at.nested_absmax_at, 4));
+          EXPECT_EQ(ReadTensor(*file, "fc.weight.nested_quant_map"), Part(block, at.nested_table_at, 1024));
+          state += R"(, "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.10000000149011612)";
+        }
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.quant_state.bitsandbytes__" + std::string(QuantTypeName(type))),
+                  state + "}");
+        EXPECT_EQ(file->tensors().size(), nested ? 6u : 4u);
+        const Json config = ReadJson("config.json")["quantization_config"];
+        EXPECT_EQ(config["bnb_4bit_quant_type"], QuantTypeName(type));
+        EXPECT_EQ(config["bnb_4bit_use_double_quant"], nested);
+      }
+    }
+  }
+}
+
+TEST_F(CheckpointWriterTest, WritesExpertsInALayoutOfOurOwnAndCountsThem) {
+  const std::vector<std::byte> experts = MakeBlock({}, 2 * 3 * 43);
+  const absl::StatusOr<WrittenCheckpoint> written = Write(
+      {QuantizedWeight{"mlp.experts.gate_up_proj", {2, 3, 43}, FloatType::kBFloat16, {}, true, experts}, Tensors()[1]});
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_EQ(written->own_layout, 1u);
+  const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(out_ + "/model.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(file->metadata(), ElementsAre(std::pair<std::string, std::string>("format", "pt"),
+                                            std::pair<std::string, std::string>("gpuledger_four_bit", "1")));
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj"), Part(experts, 0_B, 129));
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj.absmax").size(), 20u);
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj.quant_state.gpuledger__nf4"),
+            R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [2, 3, 43]})");
+  EXPECT_TRUE(ReadJson("config.json").contains("quantization_config")) << "for the other weight";
+}
+
+TEST_F(CheckpointWriterTest, WithNothingThatBitsandbytesLoadsTheConfigurationStays) {
+  ASSERT_TRUE(Write({QuantizedWeight{"experts", {129}, FloatType::kFloat32, {}, true, block_}}).ok());
+  EXPECT_EQ(ReadFile(out_ + "/config.json"), kConfig);
+}
+
+TEST_F(CheckpointWriterTest, AModelThatIsIn4BitAlreadyKeepsItsConfigurationToTheByte) {
+  const std::string config = R"({"quantization_config":  {"load_in_4bit": true, "quant_method": "bitsandbytes"}})";
+  WriteFile(source_ + "/config.json", config);
+  ASSERT_TRUE(Write(Tensors()).ok());
+  EXPECT_EQ(ReadFile(out_ + "/config.json"), config);
+}
+
+TEST_F(CheckpointWriterTest, CutsLargeModelsIntoShardsWithAnIndex) {
+  std::vector<CheckpointTensor> tensors;
+  for (const char* name : {"c", "a", "b"}) tensors.push_back(KeptTensor{name, Dtype::kU8, {6}, FromText("012345")});
+  tensors.push_back(Tensors()[1]);
+  tensors.push_back(KeptTensor{"z", Dtype::kU8, {1}, FromText("z")});
+  CheckpointOptions options;
+  options.shard_size = 12_B;
+  const absl::StatusOr<WrittenCheckpoint> written = WriteCheckpoint(Directory(source_), out_, tensors, {}, options);
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_EQ(written->files, 4u) << "c a | b | the weight, larger than a shard, but whole | z";
+  const Json index = ReadJson("model.safetensors.index.json");
+  EXPECT_EQ(index["weight_map"]["c"], "model-00001-of-00004.safetensors");
+  EXPECT_EQ(index["weight_map"]["a"], "model-00001-of-00004.safetensors");
+  EXPECT_EQ(index["weight_map"]["b"], "model-00002-of-00004.safetensors");
+  for (const char* part : {"", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"}) {
+    EXPECT_EQ(index["weight_map"]["layer.fc.weight" + std::string(part)], "model-00003-of-00004.safetensors");
+  }
+  const auto model = OpenModel(out_);
+  ASSERT_TRUE(model.ok()) << model.status();
+  uint64_t size = 0;
+  for (const TensorInfo& tensor : (*model)->tensors()) size += tensor.size.count();
+  EXPECT_EQ(index["metadata"]["total_size"], size);
+  EXPECT_EQ((*model)->tensors().size(), 8u);
+}
+
+TEST_F(CheckpointWriterTest, StopsWhenItIsToldToAndLeavesNothing) {
+  std::vector<std::pair<Bytes, Bytes>> calls;
+  const auto stop_at = [&](size_t call) {
+    return [&calls, call](Bytes done, Bytes total) {
+      calls.emplace_back(done, total);
+      return calls.size() < call;
+    };
+  };
+  ASSERT_TRUE(WriteCheckpoint(Directory(source_), out_, Tensors(), stop_at(1000)).ok());
+  EXPECT_EQ(calls.back().first, calls.back().second);
+  const size_t all = calls.size();
+  for (size_t call = 1; call <= all; ++call) {
+    calls.clear();
+    const absl::Status status =
+        WriteCheckpoint(Directory(source_), directory_ / "other", Tensors(), stop_at(call)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory_ / "other"), HasSubstr("cancelled after")));
+  }
+  ExpectOnly({"model", "out"});
+}
+
+TEST_F(CheckpointWriterTest, ADiskThatIsTooSmallIsForeseen) {
+  const absl::Status status =
+      Write({KeptTensor{"huge", Dtype::kF64, {uint64_t{1} << 58}, [](Bytes, std::span<std::byte>) -> absl::Status {
+                          ADD_FAILURE() << "nothing is read";
+                          return absl::OkStatus();
+                        }}})
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(out_), HasSubstr("needs 2305843009213693952 bytes")));
+  ExpectOnly({"model"});
+}
+
+TEST_F(CheckpointWriterTest, AParentThatIsNotThereIsNamed) {
+  const absl::Status status = WriteCheckpoint(Directory(source_), directory_ / "no/out", Tensors()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound) << status;
+  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory_ / "no"), HasSubstr("cannot be created here")));
+}
+
+TEST_F(CheckpointWriterTest, ASourceWithoutADirectoryGivesItsConfigurationAlone) {
+  class Shapes final : public ModelSource {
+   public:
+    const std::string& name() const override { return name_; }
+    const std::string& directory() const override { return nothing_; }
+    const std::string& config() const override { return config_; }
+    const std::vector<TensorInfo>& tensors() const override { return tensors_; }
+    absl::Status Read(const TensorInfo&, Bytes, std::span<std::byte>) const override { return absl::OkStatus(); }
+    std::string name_ = "synth:tiny", nothing_, config_ = kConfig;
+    std::vector<TensorInfo> tensors_;
+  } shapes;
+  ASSERT_TRUE(WriteCheckpoint(shapes, out_, Tensors()).ok());
+  EXPECT_EQ(ReadJson("config.json")["model_type"], "bert");
+  shapes.config_ = "{";
+  EXPECT_THAT(std::string(WriteCheckpoint(shapes, directory_ / "b", Tensors()).status().message()),
+              HasSubstr("the configuration of synth:tiny: it is not valid JSON"));
+}
+
+TEST_F(CheckpointWriterTest, AWriterKilledAtAnyMomentLeavesTheWholeCheckpointOrNone) {
+  WriteFile(source_ + "/tokenizer.json", std::string(100000, ' '));
+  const uint32_t seed = static_cast<uint32_t>(::time(nullptr));
+  SCOPED_TRACE(seed);
+  std::mt19937 random(seed);
+  int killed = 0;
+  int complete = 0;
+  for (int round = 0; round < 40; ++round) {
+    out_ = directory_ / ("out" + std::to_string(round));
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      std::vector<CheckpointTensor> tensors = Tensors();
+      tensors.push_back(KeptTensor{"big", Dtype::kU8, {3u << 20}, [](Bytes, std::span<std::byte>) { return absl::OkStatus(); }});
+      CheckpointOptions options;
+      options.shard_size = Bytes(1u << 20);
+      ::_exit(WriteCheckpoint(Directory(source_), out_, tensors, {}, options).ok() ? 0 : 1);
+    }
+    ::usleep(static_cast<useconds_t>(random() % 30000));
+    ::kill(child, SIGKILL);
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    if (WIFSIGNALED(status)) {
+      ++killed;
+    } else {
+      EXPECT_EQ(WEXITSTATUS(status), 0);
+    }
+    if (!fs::exists(out_)) continue;
+    ++complete;
+    const auto model = OpenModel(out_);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ((*model)->tensors().size(), 7u);
+    EXPECT_EQ(fs::file_size(out_ + "/tokenizer.json"), 100000u);
+  }
+  EXPECT_GT(killed, 0);
+  for (const std::string& name : directory_.Names()) {
+    EXPECT_TRUE(name[0] == '.' || name == "model" || fs::exists(directory_ / (name + "/config.json"))) << name;
+  }
+  RecordProperty("complete", complete);
 }
 
 }  // namespace

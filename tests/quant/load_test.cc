@@ -236,7 +236,7 @@ TEST_F(LoadTest, WritesACheckpointFromTheLoadedModel) {
   ASSERT_TRUE(result.ok()) << result.status();
   const absl::StatusOr<std::vector<CheckpointTensor>> tensors = result->model.CheckpointTensors();
   ASSERT_TRUE(tensors.ok()) << tensors.status();
-  const auto written = WriteNf4Checkpoint(plan->directory, directory_ / "out", *tensors);
+  const auto written = WriteCheckpoint(**OpenModel(plan->directory), directory_ / "out", *tensors);
   ASSERT_TRUE(written.ok()) << written.status();
   const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(directory_ / "out/model.safetensors");
   ASSERT_TRUE(file.ok()) << file.status();

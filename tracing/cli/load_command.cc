@@ -28,7 +28,9 @@ absl::Status CheckOut(const std::string& out) {
 absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& result, const std::string& out) {
   const absl::StatusOr<std::vector<CheckpointTensor>> tensors = result.model.CheckpointTensors();
   if (!tensors.ok()) return tensors.status();
-  return WriteNf4Checkpoint(plan.directory, out, *tensors);
+  const absl::StatusOr<std::shared_ptr<const ModelSource>> source = OpenModel(plan.directory);
+  if (!source.ok()) return source.status();
+  return WriteCheckpoint(**source, out, *tensors);
 }
 
 }  // namespace

@@ -52,7 +52,7 @@ class GPULEDGER_EXPORT LoadedModel {
   [[nodiscard]] const std::vector<LoadedWeight>& weights() const { return weights_; }  // in the plan's order
   // Null if there is none.
   [[nodiscard]] const LoadedWeight* Find(std::string_view name) const;
-  // What WriteNf4Checkpoint takes: spans of and readers from this model, which must stay where it is meanwhile.
+  // What WriteCheckpoint takes: spans of and readers from this model, which must stay where it is meanwhile.
   // kUnimplemented unless the upstream is host-accessible.
   [[nodiscard]] absl::StatusOr<std::vector<CheckpointTensor>> CheckpointTensors() const;
 
