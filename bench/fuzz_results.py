@@ -34,7 +34,8 @@ def markdown(result):
         "",
         f"Command: `{result['command']}`, commit `{result['commit']}`. {result['description']}; {result['compiler']}, "
         "AddressSanitizer and UBSan.",
-        "Edges: of the code that a target links, the whole library among it; features also count how often an edge was taken.",
+        "Edges: of the code that a target links, the whole library among it; features also count how often each was "
+        "taken.",
         "",
         "| target | executions | a second | edges covered | of | features | corpus | peak RSS, MiB | findings |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -73,7 +73,8 @@ std::vector<std::span<ModelTensor>> CutIntoShards(std::vector<ModelTensor>& tens
   uint64_t size = 0;
   for (size_t begin = 0, end = 0; begin < tensors.size(); begin = end) {
     uint64_t group = 0;
-    for (; end < tensors.size() && tensors[end].group == tensors[begin].group; ++end) group += SizeOf(tensors[end].spec);
+    for (; end < tensors.size() && tensors[end].group == tensors[begin].group; ++end)
+      group += SizeOf(tensors[end].spec);
     if (begin > first && group > limit - std::min(size, limit)) {
       shards.emplace_back(tensors.data() + first, begin - first);
       first = begin;
@@ -124,18 +125,19 @@ absl::StatusOr<uint64_t> WriteFile(const std::string& path, std::span<const Mode
 }
 
 // As transformers writes it.
-absl::StatusOr<std::string> IndexText(const std::string& target,
-                                      const std::map<std::string_view, std::string>& files, uint64_t total) {
+absl::StatusOr<std::string> IndexText(const std::string& target, const std::map<std::string_view, std::string>& files,
+                                      uint64_t total) {
   nlohmann::ordered_json map = nlohmann::ordered_json::object();
-  auto& members = static_cast<nlohmann::ordered_json::object_t::Container&>(
-      map.get_ref<nlohmann::ordered_json::object_t&>());
+  auto& members =
+      static_cast<nlohmann::ordered_json::object_t::Container&>(map.get_ref<nlohmann::ordered_json::object_t&>());
   for (const auto& [tensor, file] : files) members.emplace_back(std::string(tensor), file);
   std::string text =
       nlohmann::ordered_json{{"metadata", {{"total_size", total}}}, {"weight_map", std::move(map)}}.dump(2) + "\n";
   if (text.size() > kMostShardIndexBytes) {
-    return absl::InvalidArgumentError(fmt::format("{}: the index of its shards would have {} bytes, more than the {} "
-                                                  "allowed; use larger shards", target, text.size(),
-                                                  kMostShardIndexBytes));
+    return absl::InvalidArgumentError(
+        fmt::format("{}: the index of its shards would have {} bytes, more than the {} "
+                    "allowed; use larger shards",
+                    target, text.size(), kMostShardIndexBytes));
   }
   return text;
 }
@@ -155,9 +157,8 @@ absl::StatusOr<WrittenFiles> WriteModelFiles(const std::string& directory, const
   std::map<std::string_view, std::string> files;
   for (size_t i = 0; i < shards.size(); ++i) {
     SortForFile(shards[i]);
-    const std::string name = shards.size() == 1
-                                 ? "model.safetensors"
-                                 : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    const std::string name = shards.size() == 1 ? "model.safetensors"
+                                                : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
     const absl::StatusOr<uint64_t> size = WriteFile(directory + "/" + name, shards[i], metadata, meter);
     if (!size.ok()) return size.status();
     written.bytes += Bytes(*size);

@@ -57,7 +57,8 @@ class StateHandler final : public JsonHandler {
       return true;
     }
     if (key_ == "nested_blocksize") {
-      return value == kNestedBlock || Reject(fmt::format("nested blocks of {} scales; only {} is known", value, kNestedBlock));
+      return value == kNestedBlock ||
+             Reject(fmt::format("nested blocks of {} scales; only {} is known", value, kNestedBlock));
     }
     return Unexpected(fmt::to_string(value));
   }

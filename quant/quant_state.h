@@ -46,7 +46,7 @@ struct StoredWeight {
   std::vector<uint64_t> shape;
   uint64_t elements;
   bool own_layout;
-  float offset;  // with double quantization
+  float offset;              // with double quantization
   const TensorInfo* packed;  // NAME
   const TensorInfo* absmax;
   const TensorInfo* table;
@@ -55,9 +55,9 @@ struct StoredWeight {
   const TensorInfo* state;
 };
 
-// All of them, in the order of their states in source.tensors(); each part has the dtype and size that its format needs,
-// and the tables are ours. Reads states and tables alone. Errors: kInvalidArgument that names file, tensor and byte;
-// also for a model that is quantized by another method, or whose configuration says 4 bit while no tensor is.
+// All of them, in the order of their states in source.tensors(); each part has the dtype and size that its format
+// needs, and the tables are ours. Reads states and tables alone. Errors: kInvalidArgument that names file, tensor and
+// byte; also for a model that is quantized by another method, or whose configuration says 4 bit while no tensor is.
 absl::StatusOr<std::vector<StoredWeight>> FindStoredWeights(const ModelSource& source);
 
 }  // namespace gpuledger

@@ -32,16 +32,19 @@ absl::StatusOr<ConfiguredMethod> MethodOf(const ModelSource& source) {
     const bool bits = IsTrue(*found, "load_in_4bit") || IsTrue(*found, "load_in_8bit");
     // Without quant_method it is bitsandbytes', from before there were others.
     const std::string method = stated != found->end() && stated->is_string() ? stated->get<std::string>()
-                               : bits                                       ? "bitsandbytes"
-                                                                            : "a method that it does not name";
+                               : bits                                        ? "bitsandbytes"
+                                                                             : "a method that it does not name";
     if (method != "bitsandbytes" && method != "bitsandbytes_4bit") {
-      return absl::InvalidArgumentError(fmt::format("{}: the model is quantized already, with {}; load the original, "
-                                                    "which is in 16 or 32 bit", path,
-                                                    bits || stated != found->end() ? Quoted(method) : method));
+      return absl::InvalidArgumentError(
+          fmt::format("{}: the model is quantized already, with {}; load the original, "
+                      "which is in 16 or 32 bit",
+                      path, bits || stated != found->end() ? Quoted(method) : method));
     }
     if (method == "bitsandbytes" && !IsTrue(*found, "load_in_4bit")) {
-      return absl::InvalidArgumentError(fmt::format("{}: the model is quantized already, with bitsandbytes in 8 bit; "
-                                                    "load the original, which is in 16 or 32 bit", path));
+      return absl::InvalidArgumentError(
+          fmt::format("{}: the model is quantized already, with bitsandbytes in 8 bit; "
+                      "load the original, which is in 16 or 32 bit",
+                      path));
     }
     return ConfiguredMethod::kFourBit;
   }

@@ -44,9 +44,10 @@ class Finder {
     if (absl::Status status = CheckTables(weights); !status.ok()) return status;
     if (absl::Status status = CheckNoneIsLeft(); !status.ok()) return status;
     if (*method == ConfiguredMethod::kFourBit && weights.empty()) {
-      return absl::InvalidArgumentError(
-          fmt::format("{}: quantization_config says that the model is in 4 bit, but no tensor has a quant_state; if the "
-                      "weights are the original ones, remove quantization_config", ConfigName(source_)));
+      return absl::InvalidArgumentError(fmt::format(
+          "{}: quantization_config says that the model is in 4 bit, but no tensor has a quant_state; if the "
+          "weights are the original ones, remove quantization_config",
+          ConfigName(source_)));
     }
     return weights;
   }
@@ -75,8 +76,8 @@ class Finder {
 
   absl::StatusOr<StoredWeight> Check(const TensorInfo& tensor, std::string name, std::string_view type, bool own) {
     if (tensor.dtype != Dtype::kU8 || tensor.size.count() > kMostStateBytes) {
-      return Bad(tensor, fmt::format("is {} bytes of {}; a quant_state is U8, and at most {} bytes", tensor.size.count(),
-                                     DtypeName(tensor.dtype), kMostStateBytes));
+      return Bad(tensor, fmt::format("is {} bytes of {}; a quant_state is U8, and at most {} bytes",
+                                     tensor.size.count(), DtypeName(tensor.dtype), kMostStateBytes));
     }
     std::string text(tensor.size.count(), '\0');
     absl::Status read = source_.Read(tensor, Bytes(), std::as_writable_bytes(std::span(text)));
@@ -86,10 +87,19 @@ class Finder {
     if (QuantTypeName(state->format.type) != type) {
       return Bad(tensor, fmt::format("has quant_type {}", QuantTypeName(state->format.type)));
     }
-    StoredWeight weight{.name = std::move(name), .format = state->format, .source_type = state->source_type,
-                        .shape = std::move(state->shape), .elements = 0, .own_layout = own, .offset = state->offset,
-                        .packed = nullptr, .absmax = nullptr, .table = nullptr, .nested_absmax = nullptr,
-                        .nested_table = nullptr, .state = &tensor};
+    StoredWeight weight{.name = std::move(name),
+                        .format = state->format,
+                        .source_type = state->source_type,
+                        .shape = std::move(state->shape),
+                        .elements = 0,
+                        .own_layout = own,
+                        .offset = state->offset,
+                        .packed = nullptr,
+                        .absmax = nullptr,
+                        .table = nullptr,
+                        .nested_absmax = nullptr,
+                        .nested_table = nullptr,
+                        .state = &tensor};
     Bytes size;
     if (!CountElements(weight.shape, Dtype::kF32, &weight.elements, &size)) {
       return Bad(tensor, fmt::format("has shape [{}], whose size overflows 64 bits", fmt::join(weight.shape, ", ")));
@@ -132,7 +142,8 @@ class Finder {
     for (size_t i = 0; i < stored.size(); ++i) {
       if (std::memcmp(&stored[i], &expected[i], sizeof(float)) == 0) continue;
       return Bad(tensor, fmt::format("has {} as entry {} where the format's table has {}; tables of one's own are not "
-                                     "supported", stored[i], i, expected[i]));
+                                     "supported",
+                                     stored[i], i, expected[i]));
     }
     return absl::OkStatus();
   }

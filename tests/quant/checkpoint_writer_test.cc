@@ -1,21 +1,10 @@
+// The directory that WriteCheckpoint writes: keys, bytes, configuration, companions, shards.
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <csignal>
-#include <ctime>
-#include <cstring>
 #include <filesystem>
-#include <random>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
-
-#include "gpuledger/checkpoint.h"
-#include "gpuledger/codec.h"
-#include "test_files.h"
+#include "test_writer.h"
 
 namespace gpuledger {
 namespace {
@@ -24,88 +13,9 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 using Json = nlohmann::ordered_json;
-
-constexpr char kConfig[] = R"({"model_type": "bert", "layer_norm_eps": 1e-12, "hidden_size": 384, "z": "é"})";
-
-TensorReader FromText(std::string text) {
-  return [text = std::move(text)](Bytes offset, std::span<std::byte> out) {
-    std::memcpy(out.data(), text.data() + offset.count(), out.size());
-    return absl::OkStatus();
-  };
-}
-
-std::string ReadTensor(const SafetensorsFile& file, std::string_view name) {
-  const TensorInfo* tensor = file.Find(name);
-  if (tensor == nullptr) return "absent";
-  std::string data(tensor->size.count(), '\0');
-  EXPECT_TRUE(file.Read(*tensor, 0_B, std::as_writable_bytes(std::span(data))).ok());
-  return data;
-}
-
-// A source of whose tensors nobody asks: a directory's configuration and small files.
-class Directory final : public ModelSource {
- public:
-  explicit Directory(const std::string& path) : path_(path), config_(ReadFile(path + "/config.json")) {}
-  const std::string& name() const override { return path_; }
-  const std::string& directory() const override { return path_; }
-  const std::string& config() const override { return config_; }
-  const std::vector<TensorInfo>& tensors() const override { return tensors_; }
-  absl::Status Read(const TensorInfo&, Bytes, std::span<std::byte>) const override { return absl::OkStatus(); }
-
- private:
-  std::string path_;
-  std::string config_;
-  std::vector<TensorInfo> tensors_;
-};
-
-// A block of `format` with seeded codes and scales, and the format's tables.
-std::vector<std::byte> MakeBlock(const FourBitFormat& format, uint64_t elements, float offset = 0) {
-  const FourBitLayout at = FourBitLayout::Of(format, elements);
-  std::vector<std::byte> block(at.size.count());
-  for (size_t i = 0; i < block.size(); ++i) block[i] = static_cast<std::byte>(i * 37 % 64);  // no NaN among scales
-  const auto put = [&](Bytes to, const void* from, size_t size) { std::memcpy(block.data() + to.count(), from, size); };
-  put(at.table_at, CodeTable(format.type).data(), 16 * sizeof(float));
-  if (format.double_quant) {
-    put(at.nested_table_at, NestedTable().data(), 256 * sizeof(float));
-    put(at.offset_at, &offset, sizeof(offset));
-  }
-  return block;
-}
-std::string Part(const std::vector<std::byte>& block, Bytes at, uint64_t size) {
-  return {reinterpret_cast<const char*>(block.data()) + at.count(), size};
-}
-
-// A model directory with one quantized 3 x 43 weight (129 elements: odd, a partial last block) and two kept tensors.
-class CheckpointWriterTest : public ::testing::Test {
- protected:
-  void SetUp() override { WriteFile(source_ + "/config.json", kConfig); }
-
-  std::vector<CheckpointTensor> Tensors() const {
-    return {
-        KeptTensor{"norm.bias", Dtype::kBF16, {3}, FromText("norm-b")},
-        QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kBFloat16, {}, false, block_},
-        KeptTensor{"embed.weight", Dtype::kF16, {2, 2}, FromText("embedded")},
-    };
-  }
-  absl::StatusOr<WrittenCheckpoint> Write(const std::vector<CheckpointTensor>& tensors) {
-    return WriteCheckpoint(Directory(source_), out_, tensors);
-  }
-  Json ReadJson(const std::string& name) { return Json::parse(ReadFile(out_ + "/" + name)); }
-
-  // Nothing was published, and nothing is left in the directory but `names`.
-  void ExpectOnly(std::vector<std::string> names) {
-    EXPECT_THAT(directory_.Names(), ::testing::UnorderedElementsAreArray(names));
-  }
-
-  TestDirectory directory_;
-  std::string source_ = directory_ / "model";
-  std::string out_ = directory_ / "out";
-  std::vector<std::byte> block_ = MakeBlock({}, 129);
-};
 
 TEST_F(CheckpointWriterTest, WritesTheKeysThatBitsandbytesReads) {
   const absl::StatusOr<WrittenCheckpoint> written = Write(Tensors());
@@ -232,60 +142,6 @@ TEST_F(CheckpointWriterTest, FollowsTheLinksOfTheHubCacheAndNoOthers) {
   EXPECT_FALSE(fs::is_symlink(out_ + "/vocab.json"));
 }
 
-TEST_F(CheckpointWriterTest, NeverReplacesADirectory) {
-  fs::create_directory(out_);
-  for (const std::string& name : {out_, out_ + "/", out_ + "/.", directory_ / "model/../out"}) {
-    const absl::Status status = WriteCheckpoint(Directory(source_), name, Tensors()).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr(name));
-  }
-  EXPECT_TRUE(fs::is_empty(out_));
-  ExpectOnly({"model", "out"});
-}
-
-TEST_F(CheckpointWriterTest, ADirectoryThatAppearsMeanwhileIsNotReplaced) {
-  const TensorReader read = [&](Bytes, std::span<std::byte>) {
-    fs::create_directory(out_);
-    return absl::OkStatus();
-  };
-  EXPECT_EQ(Write({KeptTensor{"a", Dtype::kU8, {1}, read}}).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_TRUE(fs::is_empty(out_));
-  ExpectOnly({"model", "out"});
-}
-
-TEST_F(CheckpointWriterTest, AFailedReaderLeavesNothingAndItsErrorIsReturned) {
-  std::vector<CheckpointTensor> tensors = Tensors();
-  std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) {
-    return absl::DataLossError("the reader's own");
-  };
-  EXPECT_EQ(Write(tensors).status(), absl::DataLossError("the reader's own"));
-  ExpectOnly({"model"});
-}
-
-TEST_F(CheckpointWriterTest, AKilledWriterLeavesNothingThatLooksLikeACheckpoint) {
-  WriteFile(source_ + "/tokenizer.json", "{}");
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    std::vector<CheckpointTensor> tensors = Tensors();
-    std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) -> absl::Status {
-      ::raise(SIGKILL);
-      return absl::OkStatus();
-    };
-    (void)Write(tensors);
-    ::_exit(1);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFSIGNALED(status));
-  EXPECT_FALSE(fs::exists(out_));
-  for (const auto& entry : fs::recursive_directory_iterator(directory_.path())) {
-    if (entry.path().parent_path() == source_) continue;
-    EXPECT_NE(entry.path().filename(), "config.json");
-    EXPECT_NE(entry.path().filename(), "model.safetensors");
-  }
-}
-
 TEST_F(CheckpointWriterTest, WhatTheFormatCannotSayIsRefusedByName) {
   const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t size, FourBitFormat format = {}) {
     const absl::Status status = Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, format,
@@ -294,7 +150,8 @@ TEST_F(CheckpointWriterTest, WhatTheFormatCannotSayIsRefusedByName) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 144), AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
+  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 144),
+              AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
   EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 144), HasSubstr("*.weight"));
   EXPECT_THAT(error("a.weight", {3, 43}, 143), HasSubstr("needs a block of 144 bytes, but was given 143"));
   EXPECT_THAT(error("a.weight", {3, 43}, 144, {QuantType::kFp4, 32, true}), HasSubstr("as fp4, blocks of 32, double"));
@@ -405,45 +262,6 @@ TEST_F(CheckpointWriterTest, CutsLargeModelsIntoShardsWithAnIndex) {
   EXPECT_EQ((*model)->tensors().size(), 8u);
 }
 
-TEST_F(CheckpointWriterTest, StopsWhenItIsToldToAndLeavesNothing) {
-  std::vector<std::pair<Bytes, Bytes>> calls;
-  const auto stop_at = [&](size_t call) {
-    return [&calls, call](Bytes done, Bytes total) {
-      calls.emplace_back(done, total);
-      return calls.size() < call;
-    };
-  };
-  ASSERT_TRUE(WriteCheckpoint(Directory(source_), out_, Tensors(), stop_at(1000)).ok());
-  EXPECT_EQ(calls.back().first, calls.back().second);
-  const size_t all = calls.size();
-  for (size_t call = 1; call <= all; ++call) {
-    calls.clear();
-    const absl::Status status =
-        WriteCheckpoint(Directory(source_), directory_ / "other", Tensors(), stop_at(call)).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
-    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory_ / "other"), HasSubstr("cancelled after")));
-  }
-  ExpectOnly({"model", "out"});
-}
-
-TEST_F(CheckpointWriterTest, ADiskThatIsTooSmallIsForeseen) {
-  const absl::Status status =
-      Write({KeptTensor{"huge", Dtype::kF64, {uint64_t{1} << 58}, [](Bytes, std::span<std::byte>) -> absl::Status {
-                          ADD_FAILURE() << "nothing is read";
-                          return absl::OkStatus();
-                        }}})
-          .status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(out_), HasSubstr("needs 2305843009213693952 bytes")));
-  ExpectOnly({"model"});
-}
-
-TEST_F(CheckpointWriterTest, AParentThatIsNotThereIsNamed) {
-  const absl::Status status = WriteCheckpoint(Directory(source_), directory_ / "no/out", Tensors()).status();
-  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound) << status;
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory_ / "no"), HasSubstr("cannot be created here")));
-}
-
 TEST_F(CheckpointWriterTest, ASourceWithoutADirectoryGivesItsConfigurationAlone) {
   class Shapes final : public ModelSource {
    public:
@@ -460,47 +278,6 @@ TEST_F(CheckpointWriterTest, ASourceWithoutADirectoryGivesItsConfigurationAlone)
   shapes.config_ = "{";
   EXPECT_THAT(std::string(WriteCheckpoint(shapes, directory_ / "b", Tensors()).status().message()),
               HasSubstr("the configuration of synth:tiny: it is not valid JSON"));
-}
-
-TEST_F(CheckpointWriterTest, AWriterKilledAtAnyMomentLeavesTheWholeCheckpointOrNone) {
-  WriteFile(source_ + "/tokenizer.json", std::string(100000, ' '));
-  const uint32_t seed = static_cast<uint32_t>(::time(nullptr));
-  SCOPED_TRACE(seed);
-  std::mt19937 random(seed);
-  int killed = 0;
-  int complete = 0;
-  for (int round = 0; round < 40; ++round) {
-    out_ = directory_ / ("out" + std::to_string(round));
-    const pid_t child = ::fork();
-    ASSERT_GE(child, 0);
-    if (child == 0) {
-      std::vector<CheckpointTensor> tensors = Tensors();
-      tensors.push_back(KeptTensor{"big", Dtype::kU8, {3u << 20}, [](Bytes, std::span<std::byte>) { return absl::OkStatus(); }});
-      CheckpointOptions options;
-      options.shard_size = Bytes(1u << 20);
-      ::_exit(WriteCheckpoint(Directory(source_), out_, tensors, {}, options).ok() ? 0 : 1);
-    }
-    ::usleep(static_cast<useconds_t>(random() % 30000));
-    ::kill(child, SIGKILL);
-    int status = 0;
-    ASSERT_EQ(::waitpid(child, &status, 0), child);
-    if (WIFSIGNALED(status)) {
-      ++killed;
-    } else {
-      EXPECT_EQ(WEXITSTATUS(status), 0);
-    }
-    if (!fs::exists(out_)) continue;
-    ++complete;
-    const auto model = OpenModel(out_);
-    ASSERT_TRUE(model.ok()) << model.status();
-    EXPECT_EQ((*model)->tensors().size(), 7u);
-    EXPECT_EQ(fs::file_size(out_ + "/tokenizer.json"), 100000u);
-  }
-  EXPECT_GT(killed, 0);
-  for (const std::string& name : directory_.Names()) {
-    EXPECT_TRUE(name[0] == '.' || name == "model" || fs::exists(directory_ / (name + "/config.json"))) << name;
-  }
-  RecordProperty("complete", complete);
 }
 
 }  // namespace

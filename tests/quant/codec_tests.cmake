@@ -1,7 +1,8 @@
 gpuledger_test(nf4_test SOURCES nf4_test.cc)
 gpuledger_test(safetensors_test SOURCES safetensors_test.cc)
 gpuledger_test(model_source_test SOURCES model_source_test.cc)
-gpuledger_test(checkpoint_writer_test SOURCES checkpoint_writer_test.cc LIBRARIES nlohmann_json::nlohmann_json)
+gpuledger_test(checkpoint_writer_test SOURCES checkpoint_writer_test.cc checkpoint_safety_test.cc
+               LIBRARIES nlohmann_json::nlohmann_json)
 
 # Below the shared library's surface: these see private headers.
 add_executable(quant_state_test quant_state_test.cc)

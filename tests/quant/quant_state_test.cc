@@ -62,7 +62,8 @@ TEST(QuantStateTest, DamageIsRefusedWithFileTensorAndByte) {
       {"{" + plain + "} x", "not valid JSON"},
       {"{" + plain + R"(, "shape": [3]})", "shape appears twice"},
       {"{" + plain + R"(, "code": [3]})", "the entry \"code\" is not known"},
-      {"{" + plain + R"(, "nested_blocksize": 256})", "for double quantization nested_blocksize, nested_dtype, nested_o"},
+      {"{" + plain + R"(, "nested_blocksize": 256})",
+       "for double quantization nested_blocksize, nested_dtype, nested_o"},
       {R"({"quant_type": "int4"})", "quant_type \"int4\" is neither nf4 nor fp4"},
       {R"({"quant_type": null})", "quant_type is null"},
       {R"({"blocksize": 48})", "a block size of 48"},
@@ -137,7 +138,8 @@ Tensors OneWeight(const FourBitFormat& format = {}, std::string_view kind = kBit
   }
   source.Put("a.weight.quant_map", CodeTable(format.type));
   const std::string state = QuantStateText({format, FloatType::kFloat16, {3, 43}, 0.5f});
-  source.Put("a.weight" + std::string(kind) + std::string(QuantTypeName(format.type)), Dtype::kU8, {state.size()}, state);
+  source.Put("a.weight" + std::string(kind) + std::string(QuantTypeName(format.type)), Dtype::kU8, {state.size()},
+             state);
   source.Put("norm.weight", Dtype::kF32, {1}, "1234");
   return source;
 }
@@ -188,14 +190,16 @@ TEST(StoredWeightsTest, PartsThatDoNotFitAreRefusedByName) {
   for (const char* part : {".nested_absmax", ".nested_quant_map"}) {
     EXPECT_THAT(error([&](Tensors& s) { s.Drop("a.weight" + std::string(part)); }, true), HasSubstr(part));
   }
-  EXPECT_THAT(error([&](Tensors& s) { replace(s, "a.weight", Dtype::kU8, {64, 1}, std::string(64, 'x')); }),
-              HasSubstr("\"a.weight\" (byte 1005 of the file) has 64 bytes; shape [3, 43] in 4 bit needs 65"));
+  EXPECT_THAT(error([&](Tensors& s) {
+                replace(s, "a.weight", Dtype::kU8, {64, 1}, std::string(64, 'x'));
+              }),
+              HasSubstr("\"a.weight\" (byte 1004 of the file) has 64 bytes; shape [3, 43] in 4 bit needs 65"));
   EXPECT_THAT(error([&](Tensors& s) { replace(s, "a.weight.absmax", Dtype::kBF16, {3}, "123456"); }),
               HasSubstr("has 3 elements of dtype BF16; the quant_state of \"a.weight\" needs 3 of F32"));
   EXPECT_THAT(error([&](Tensors& s) { replace(s, "a.weight.absmax", Dtype::kF32, {3}, std::string(12, '1')); }, true),
               HasSubstr("has 3 elements of dtype F32; the quant_state of \"a.weight\" needs 3 of U8"));
   EXPECT_THAT(error([&](Tensors& s) { replace(s, "a.weight.nested_absmax", Dtype::kF32, {2}, "12345678"); }, true),
-              HasSubstr("\"a.weight.nested_absmax\" (byte 1007 of the file) has 2 elements"));
+              HasSubstr("\"a.weight.nested_absmax\" (byte 1006 of the file) has 2 elements"));
   std::array<float, 16> table = CodeTable(QuantType::kNf4);
   table[3] = 0.25f;
   EXPECT_THAT(error([&](Tensors& s) { s.Drop("a.weight.quant_map"), s.Put("a.weight.quant_map", table); }),
@@ -205,8 +209,7 @@ TEST(StoredWeightsTest, PartsThatDoNotFitAreRefusedByName) {
   EXPECT_THAT(error([&](Tensors& s) { replace(s, state, Dtype::kI8, {3}, "{}x"); }), HasSubstr("is 3 bytes of I8"));
   EXPECT_THAT(error([&](Tensors& s) { replace(s, state, Dtype::kU8, {65537}, std::string(65537, ' ')); }),
               HasSubstr("at most 65536 bytes"));
-  const std::string large =
-      QuantStateText({{}, FloatType::kFloat16, {uint64_t{1} << 40, uint64_t{1} << 40}, 0});
+  const std::string large = QuantStateText({{}, FloatType::kFloat16, {uint64_t{1} << 40, uint64_t{1} << 40}, 0});
   EXPECT_THAT(error([&](Tensors& s) { replace(s, state, Dtype::kU8, {large.size()}, large); }), HasSubstr("overflows"));
   EXPECT_THAT(error([&](Tensors& s) {
                 const std::string text = s.data_[state];
@@ -241,7 +244,8 @@ TEST(StoredWeightsTest, OtherMethodsAreNamedAndTheOriginalAskedFor) {
     EXPECT_THAT(error(R"({"quantization_config": {"quant_method": ")" + method + "\"}}"),
                 AllOf(HasSubstr("dir/config.json"), HasSubstr("with \"" + method + "\""), HasSubstr("the original")));
   }
-  EXPECT_THAT(error(R"({"compression_config": {"quant_method": "compressed-tensors"}})"), HasSubstr("compressed-tensors"));
+  EXPECT_THAT(error(R"({"compression_config": {"quant_method": "compressed-tensors"}})"),
+              HasSubstr("compressed-tensors"));
   EXPECT_THAT(error(R"({"quantization_config": {"load_in_8bit": true}})"), HasSubstr("bitsandbytes in 8 bit"));
   EXPECT_THAT(error(R"({"quantization_config": {"bits": 4}})"), HasSubstr("with a method that it does not name"));
   EXPECT_THAT(error(R"({"quantization_config": 4})"), HasSubstr("quantization_config is not an object"));

@@ -53,8 +53,8 @@ int main(int argc, char** argv) {
     absl::StatusOr<std::vector<std::byte>> block = BlockOf(**source, weight);
     if (!block.ok()) return Fail(block.status());
     blocks[weight.name] = *std::move(block);
-    for (const TensorInfo* part : {weight.packed, weight.absmax, weight.table, weight.nested_absmax, weight.nested_table,
-                                   weight.state}) {
+    for (const TensorInfo* part :
+         {weight.packed, weight.absmax, weight.table, weight.nested_absmax, weight.nested_table, weight.state}) {
       parts[part] = true;
     }
     tensors.emplace_back(QuantizedWeight{weight.name, weight.shape, weight.source_type, weight.format,

@@ -65,8 +65,8 @@ struct CheckpointOptions {
 };
 
 // Writes the directory `out`, complete or not at all: it is built under a hidden name beside it, synced, and renamed.
-// `tensors` may be in any order; with several shards they are filled in that order. Of the source's directory, if it has
-// one, files of at most 64 MiB that hold no weights are copied, also from direct subdirectories; symbolic links are
+// `tensors` may be in any order; with several shards they are filled in that order. Of the source's directory, if it
+// has one, files of at most 64 MiB that hold no weights are copied, also from direct subdirectories; symbolic links are
 // followed if they stay in the directory or in the blobs of its Hugging Face cache entry.
 // Errors: kAlreadyExists if `out` exists; kInvalidArgument for what the format cannot say; kResourceExhausted if the
 // disk is full, or will be; kCancelled if `progress` says stop; whatever a reader returned. Then nothing is left.
