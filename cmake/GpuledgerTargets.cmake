@@ -10,6 +10,9 @@ if(GPULEDGER_SANITIZE)
     target_compile_options(gpuledger_flags INTERFACE -fno-sanitize-recover=undefined)
   endif()
 endif()
+if(GPULEDGER_FUZZ)
+  target_compile_options(gpuledger_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=fuzzer-no-link>)
+endif()
 # Part of every target, also of those that an installed package exports without it.
 link_libraries($<BUILD_INTERFACE:gpuledger_flags>)
 

@@ -11,11 +11,9 @@
 
 namespace gpuledger {
 
-// The source's config.json with quantization_config added (unchanged if no tensor is quantized).
-absl::StatusOr<std::string> MakeCheckpointConfig(const std::string& source, std::span<const CheckpointTensor> tensors);
-
-// "float32", "float16", "bfloat16": PyTorch's name.
-std::string_view TorchName(FloatType type);
+// The source's config.json with quantization_config added: unchanged if no tensor is in a layout that bitsandbytes
+// loads, or if it says 4 bit already.
+absl::StatusOr<std::string> MakeCheckpointConfig(const ModelSource& source, std::span<const CheckpointTensor> tensors);
 
 // Copies what belongs to a checkpoint but is neither weights nor config.json from directory `source` to directory `to`,
 // and notes in `written` what came along and what did not.

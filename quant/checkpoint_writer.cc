@@ -1,7 +1,5 @@
-#include <algorithm>
-#include <filesystem>
-#include <system_error>
-#include <tuple>
+#include <cstring>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -9,122 +7,117 @@
 #include "checkpoint_files.h"
 #include "file_io.h"
 #include "gpuledger/checkpoint.h"
+#include "model_files.h"
+#include "quant_state.h"
 #include "safetensors_header.h"
 #include "temporary_directory.h"
 
 namespace gpuledger {
 namespace {
 
-constexpr uint64_t kPieceBytes = 4u << 20;
-
-// One tensor of the file and where its bytes are: in memory, in `text`, or behind a reader.
-struct Entry {
-  TensorSpec spec;
-  std::span<const std::byte> bytes;
-  std::string text;
-  const TensorReader* read = nullptr;
-};
-
-// With Python's separators, as bitsandbytes writes it; nothing in it needs escaping.
-std::string QuantState(const QuantizedWeight& weight) {
-  return fmt::format(R"({{"quant_type": "nf4", "blocksize": {}, "dtype": "{}", "shape": [{}]}})", kNf4BlockSize,
-                     TorchName(weight.source_type), fmt::join(weight.shape, ", "));
+// Why a weight cannot be written in its layout; empty if it can.
+std::string ReasonToRefuse(const QuantizedWeight& weight) {
+  if (weight.own_layout) return {};
+  if (!weight.name.ends_with(".weight")) {
+    return "cannot be written in bitsandbytes' layout: that is for tensors named *.weight";
+  }
+  if (weight.shape.size() != 2) {
+    return fmt::format("cannot be written in bitsandbytes' layout: it has {} dimensions, and that is for matrices",
+                       weight.shape.size());
+  }
+  return {};
 }
 
-absl::Status AddQuantized(const QuantizedWeight& weight, std::vector<Entry>& entries) {
+absl::Status AddQuantized(const QuantizedWeight& weight, uint64_t group, std::vector<ModelTensor>& tensors) {
   const auto bad = [&](std::string_view what) {
     return absl::InvalidArgumentError(fmt::format("weight {} {}", Quoted(weight.name), what));
   };
-  if (!weight.name.ends_with(".weight")) {
-    return bad("cannot be written in 4 bit: bitsandbytes loads only tensors named *.weight; keep it in 16 bit");
-  }
-  if (weight.shape.size() != 2) {
-    return bad(fmt::format("cannot be written in 4 bit: it has {} dimensions, and bitsandbytes' format is for "
-                           "matrices; keep it in 16 bit", weight.shape.size()));
-  }
+  if (const std::string reason = ReasonToRefuse(weight); !reason.empty()) return bad(reason);
   uint64_t elements = 0;
   Bytes size;
+  if (!IsBlockSize(weight.format.block)) return bad(fmt::format("has blocks of {} elements", weight.format.block));
   if (!CountElements(weight.shape, Dtype::kF32, &elements, &size)) return bad("has a size that overflows 64 bits");
-  const uint64_t packed = Nf4PackedBytes(elements).count();
-  const uint64_t blocks = Nf4Blocks(elements);
-  if (weight.packed.size() != packed || weight.absmax.size() != blocks) {
-    return bad(fmt::format("has shape [{}] and needs {} packed bytes and {} absmax values, but was given {} and {}",
-                           fmt::join(weight.shape, ", "), packed, blocks, weight.packed.size(), weight.absmax.size()));
+  const FourBitLayout at = FourBitLayout::Of(weight.format, elements);
+  if (Bytes(weight.block.size()) != at.size) {
+    return bad(fmt::format("has shape [{}], which as {} needs a block of {} bytes, but was given {}",
+                           fmt::join(weight.shape, ", "), ToString(weight.format), at.size.count(),
+                           weight.block.size()));
   }
-  std::string state = QuantState(weight);
-  const uint64_t state_size = state.size();
-  entries.push_back({{weight.name, Dtype::kU8, {packed, 1}}, std::as_bytes(weight.packed), {}});
-  entries.push_back({{weight.name + ".absmax", Dtype::kF32, {blocks}}, std::as_bytes(weight.absmax), {}});
-  entries.push_back({{weight.name + ".quant_map", Dtype::kF32, {16}}, std::as_bytes(std::span(Nf4Table())), {}});
-  entries.push_back(
-      {{weight.name + ".quant_state.bitsandbytes__nf4", Dtype::kU8, {state_size}}, {}, std::move(state)});
+  const auto add = [&](std::string_view suffix, Dtype dtype, std::vector<uint64_t> shape, Bytes from, uint64_t bytes) {
+    tensors.push_back({.spec = {weight.name + std::string(suffix), dtype, std::move(shape)},
+                       .bytes = weight.block.subspan(from.count(), bytes),
+                       .group = group});
+  };
+  const uint64_t packed = PackedBytes(elements).count();
+  add("", Dtype::kU8, {packed, 1}, Bytes(), packed);
+  if (weight.format.double_quant) {
+    add(".absmax", Dtype::kU8, {at.blocks}, at.absmax_at, at.blocks);
+    add(".nested_absmax", Dtype::kF32, {at.nested_blocks}, at.nested_absmax_at, at.nested_blocks * sizeof(float));
+    add(".nested_quant_map", Dtype::kF32, {256}, at.nested_table_at, 256 * sizeof(float));
+  } else {
+    add(".absmax", Dtype::kF32, {at.blocks}, at.absmax_at, at.blocks * sizeof(float));
+  }
+  add(".quant_map", Dtype::kF32, {16}, at.table_at, 16 * sizeof(float));
+
+  QuantState state{weight.format, weight.source_type, weight.shape};
+  if (weight.format.double_quant) {
+    std::memcpy(&state.offset, weight.block.data() + at.offset_at.count(), sizeof(state.offset));
+  }
+  std::string text = QuantStateText(state);
+  const uint64_t length = text.size();
+  tensors.push_back({.spec = {fmt::format("{}{}{}", weight.name, weight.own_layout ? kOwnState : kBitsandbytesState,
+                                          QuantTypeName(weight.format.type)),
+                              Dtype::kU8,
+                              {length}},
+                     .text = std::move(text),
+                     .group = group});
   return absl::OkStatus();
 }
 
-// In the order of the safetensors package, whose readers want every tensor aligned to its type.
-absl::StatusOr<std::vector<Entry>> MakeEntries(std::span<const CheckpointTensor> tensors) {
-  std::vector<Entry> entries;
+// `own` counts the weights in our own layout.
+absl::StatusOr<std::vector<ModelTensor>> MakeTensors(std::span<const CheckpointTensor> tensors, uint64_t* own) {
+  std::vector<ModelTensor> all;
+  uint64_t group = 0;
   for (const CheckpointTensor& tensor : tensors) {
+    ++group;
     if (const auto* weight = std::get_if<QuantizedWeight>(&tensor)) {
-      if (absl::Status status = AddQuantized(*weight, entries); !status.ok()) return status;
+      if (absl::Status status = AddQuantized(*weight, group, all); !status.ok()) return status;
+      *own += weight->own_layout ? 1 : 0;
     } else {
       const auto& kept = std::get<KeptTensor>(tensor);
-      entries.push_back({{kept.name, kept.dtype, kept.shape}, {}, {}, &kept.read});
+      *own += kept.name.find(kOwnState) != std::string::npos ? 1 : 0;
+      all.push_back({.spec = {kept.name, kept.dtype, kept.shape}, .read = kept.read, .group = group});
     }
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::tie(b.spec.dtype, a.spec.name) < std::tie(a.spec.dtype, b.spec.name);
-  });
-  return entries;
-}
-
-absl::Status AppendEntry(const Entry& entry, std::vector<std::byte>& piece, SafetensorsWriter& writer) {
-  if (entry.read == nullptr) {
-    return writer.Append(entry.text.empty() ? entry.bytes : std::as_bytes(std::span(entry.text)));
-  }
-  uint64_t elements = 0;
-  Bytes size;
-  if (!CountElements(entry.spec.shape, entry.spec.dtype, &elements, &size)) Die("checkpoint: an unchecked shape");
-  for (Bytes offset; offset < size; offset += Bytes(piece.size())) {
-    piece.resize(std::min(kPieceBytes, (size - offset).count()));
-    if (absl::Status status = (*entry.read)(offset, piece); !status.ok()) return status;
-    if (absl::Status status = writer.Append(piece); !status.ok()) return status;
-  }
-  return absl::OkStatus();
-}
-
-absl::Status WriteModel(const std::string& path, const std::vector<Entry>& entries) {
-  std::vector<TensorSpec> specs;
-  specs.reserve(entries.size());
-  for (const Entry& entry : entries) specs.push_back(entry.spec);
-  absl::StatusOr<SafetensorsWriter> writer = SafetensorsWriter::Create(path, specs, {{"format", "pt"}});
-  if (!writer.ok()) return writer.status();
-  std::vector<std::byte> piece;
-  for (const Entry& entry : entries) {
-    if (absl::Status status = AppendEntry(entry, piece, *writer); !status.ok()) return status;
-  }
-  return writer->Finish();
+  return all;
 }
 
 }  // namespace
 
-absl::StatusOr<WrittenCheckpoint> WriteNf4Checkpoint(const std::string& source, const std::string& out,
-                                                     std::span<const CheckpointTensor> tensors) {
+absl::StatusOr<WrittenCheckpoint> WriteCheckpoint(const ModelSource& source, const std::string& out,
+                                                  std::span<const CheckpointTensor> tensors, const Progress& progress,
+                                                  const CheckpointOptions& options) {
   absl::StatusOr<TemporaryDirectory> directory = TemporaryDirectory::For(out, "the checkpoint");
   if (!directory.ok()) return directory.status();
-  const absl::StatusOr<std::vector<Entry>> entries = MakeEntries(tensors);
-  if (!entries.ok()) return entries.status();
   const absl::StatusOr<std::string> config = MakeCheckpointConfig(source, tensors);
   if (!config.ok()) return config.status();
-
   WrittenCheckpoint written;
-  const std::string model = directory->path() + "/model.safetensors";
-  if (absl::Status status = WriteModel(model, *entries); !status.ok()) return status;
-  if (absl::Status status = CopyCompanionFiles(source, directory->path(), &written); !status.ok()) return status;
+  absl::StatusOr<std::vector<ModelTensor>> all = MakeTensors(tensors, &written.own_layout);
+  if (!all.ok()) return all.status();
+
+  std::vector<std::pair<std::string, std::string>> metadata = {{"format", "pt"}};
+  if (written.own_layout > 0) metadata.emplace_back("gpuledger_four_bit", "1");
+  const absl::StatusOr<WrittenFiles> files =
+      WriteModelFiles(directory->path(), out, *std::move(all), metadata, options.shard_size, progress);
+  if (!files.ok()) return files.status();
+  written.model_bytes = files->bytes;
+  written.files = files->count;
+  if (!source.directory().empty()) {
+    absl::Status status = CopyCompanionFiles(source.directory(), directory->path(), &written);
+    if (!status.ok()) return status;
+  }
   // Last, because a directory without it is no checkpoint, even if the writer is killed here.
   if (absl::Status status = WriteNewFile(directory->path() + "/config.json", *config); !status.ok()) return status;
-  std::error_code error;
-  written.model_bytes = Bytes(std::filesystem::file_size(model, error));
   if (absl::Status status = directory->Publish(); !status.ok()) return status;
   return written;
 }

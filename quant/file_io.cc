@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -148,6 +149,17 @@ absl::Status WriteAll(const FileDescriptor& file, const std::string& path, std::
     data = data.subspan(static_cast<size_t>(put));
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckSpace(const std::string& directory, std::string_view what, uint64_t bytes) {
+  struct statvfs info;
+  if (Retry([&] { return ::statvfs(directory.c_str(), &info); }) != 0) return absl::OkStatus();
+  uint64_t available = 0;
+  if (__builtin_mul_overflow(uint64_t{info.f_bavail}, uint64_t{info.f_frsize}, &available) || bytes <= available) {
+    return absl::OkStatus();
+  }
+  return absl::ResourceExhaustedError(
+      fmt::format("{}: needs {} bytes on a disk that has {} left; nothing was written", what, bytes, available));
 }
 
 absl::Status WriteNewFile(const std::string& path, std::string_view content) {

@@ -68,6 +68,10 @@ absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t limi
 absl::Status WriteAll(const FileDescriptor& file, const std::string& path, std::span<const std::byte> data,
                       uint64_t* written);
 
+// kResourceExhausted if the file system of `directory` has less than `bytes` for this user; `what` is what will be
+// written. Quotas are not seen, and others write too: the error can still come later.
+absl::Status CheckSpace(const std::string& directory, std::string_view what, uint64_t bytes);
+
 // A new file with this content, synced.
 absl::Status WriteNewFile(const std::string& path, std::string_view content);
 

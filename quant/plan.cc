@@ -87,7 +87,9 @@ void DescribeStored(const std::vector<StoredWeight>& stored, LoadPlan& plan) {
   absl::flat_hash_map<std::string_view, const StoredWeight*> weights, parts;
   for (const StoredWeight& weight : stored) {
     weights.emplace(weight.name, &weight);
-    for (const std::string& part : weight.parts) parts.emplace(part, &weight);
+    for (const TensorInfo* part : {weight.absmax, weight.table, weight.nested_absmax, weight.nested_table, weight.state}) {
+      if (part != nullptr) parts.emplace(part->name, &weight);
+    }
   }
   for (PlannedWeight& planned : plan.weights) {
     if (const auto found = weights.find(planned.tensor.name); found != weights.end()) {

@@ -66,8 +66,8 @@ class HeaderHandler final : public JsonHandler {
     }
     if (where_ != Where::kEntry || key_ != "dtype") return Unexpected("the string " + Quoted(value));
     if (!ParseDtype(value, &tensor_.dtype)) {
-      return Fail(fmt::format("has dtype {}, which the format does not know; convert the file to one of F32, F16, BF16 first",
-                              Quoted(value)));
+      return Fail(fmt::format("has dtype {}, which the format does not know; convert the file to one of F32, F16, "
+                              "BF16 first", Quoted(value)));
     }
     return true;
   }

@@ -133,16 +133,16 @@ absl::Status SafetensorsFile::Read(const TensorInfo& tensor, Bytes offset, std::
   if (!got.ok()) return got.status();
   if (*got < out.size()) {
     return Bad(impl_->path,
-               fmt::format("tensor {}: the file ends at byte {}, but it had {} bytes when it was opened; it was changed "
-                           "while it was read", Quoted(tensor.name), begin + *got, impl_->state.size));
+               fmt::format("tensor {}: the file ends at byte {}, but it had {} bytes when it was opened; it was "
+                           "changed while it was read", Quoted(tensor.name), begin + *got, impl_->state.size));
   }
   if (begin + out.size() < End(tensor)) return absl::OkStatus();
   // Once a tensor: whoever still writes the file has written other bytes than those that were read, or will.
   const absl::StatusOr<FileState> now = StateOf(impl_->file, impl_->path);
   if (!now.ok()) return now.status();
   if (*now == impl_->state) return absl::OkStatus();
-  return Bad(impl_->path, fmt::format("tensor {}: the file was written to while it was read (it had {} bytes when it was "
-                                      "opened, and has {} now); wait until it is complete", Quoted(tensor.name),
+  return Bad(impl_->path, fmt::format("tensor {}: the file was written to while it was read (it had {} bytes when it "
+                                      "was opened, and has {} now); wait until it is complete", Quoted(tensor.name),
                                       impl_->state.size, now->size));
 }
 

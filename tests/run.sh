@@ -4,8 +4,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 
 usage() {
-  printf 'usage: tests/run.sh [--preset release|debug|asan|tsan|thread-safety]\n'
+  printf 'usage: tests/run.sh [--preset release|debug|asan|tsan|thread-safety|fuzz]\n'
   printf 'release (the default): C++ and Python tests; debug, asan, tsan: C++ tests; thread-safety: the build is the test\n'
+  printf 'fuzz: each parser for GPULEDGER_FUZZ_SECONDS (60)\n'
 }
 preset=release
 while (($#)); do
@@ -17,12 +18,12 @@ while (($#)); do
     *) usage >&2; exit 2 ;;
   esac
 done
-case $preset in release | debug | asan | tsan | thread-safety) ;; *) usage >&2; exit 2 ;; esac
+case $preset in release | debug | asan | tsan | thread-safety | fuzz) ;; *) usage >&2; exit 2 ;; esac
 
 setup_lock
 setup_debian build check
 setup_python
-setup_build "$preset"
+if [[ $preset == fuzz ]]; then setup_build fuzz fuzz_targets; else setup_build "$preset"; fi
 setup_unlock
 
 # A test run without a component would be green for what it did not test. nvcc alone may be missing.

@@ -1,18 +1,10 @@
+// The directory that WriteCheckpoint writes: keys, bytes, configuration, companions, shards.
 #include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <csignal>
-#include <cstring>
 #include <filesystem>
 
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
-
-#include "gpuledger/checkpoint.h"
-#include "test_files.h"
+#include "test_writer.h"
 
 namespace gpuledger {
 namespace {
@@ -21,61 +13,9 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 using Json = nlohmann::ordered_json;
-
-constexpr char kConfig[] = R"({"model_type": "bert", "layer_norm_eps": 1e-12, "hidden_size": 384, "z": "é"})";
-
-TensorReader FromText(std::string text) {
-  return [text = std::move(text)](Bytes offset, std::span<std::byte> out) {
-    std::memcpy(out.data(), text.data() + offset.count(), out.size());
-    return absl::OkStatus();
-  };
-}
-
-std::string ReadTensor(const SafetensorsFile& file, std::string_view name) {
-  const TensorInfo* tensor = file.Find(name);
-  if (tensor == nullptr) return "absent";
-  std::string data(tensor->size.count(), '\0');
-  EXPECT_TRUE(file.Read(*tensor, 0_B, std::as_writable_bytes(std::span(data))).ok());
-  return data;
-}
-
-template <class T>
-std::string RawBytes(std::span<const T> values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size_bytes()};
-}
-
-// A model directory with one quantized 3 x 43 weight (129 elements: odd, a partial last block) and two kept tensors.
-class CheckpointWriterTest : public ::testing::Test {
- protected:
-  void SetUp() override { WriteFile(source_ + "/config.json", kConfig); }
-
-  std::vector<CheckpointTensor> Tensors() const {
-    return {
-        KeptTensor{"norm.bias", Dtype::kBF16, {3}, FromText("norm-b")},
-        QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kBFloat16, packed_, absmax_},
-        KeptTensor{"embed.weight", Dtype::kF16, {2, 2}, FromText("embedded")},
-    };
-  }
-  absl::StatusOr<WrittenCheckpoint> Write(const std::vector<CheckpointTensor>& tensors) {
-    return WriteNf4Checkpoint(source_, out_, tensors);
-  }
-  Json ReadJson(const std::string& name) { return Json::parse(ReadFile(out_ + "/" + name)); }
-
-  // Nothing was published, and nothing is left in the directory but `names`.
-  void ExpectOnly(std::vector<std::string> names) {
-    EXPECT_THAT(directory_.Names(), ::testing::UnorderedElementsAreArray(names));
-  }
-
-  TestDirectory directory_;
-  std::string source_ = directory_ / "model";
-  std::string out_ = directory_ / "out";
-  std::vector<uint8_t> packed_ = std::vector<uint8_t>(65, 0x5a);
-  std::vector<float> absmax_ = {1.0f, 0.5f, 0.25f};
-};
 
 TEST_F(CheckpointWriterTest, WritesTheKeysThatBitsandbytesReads) {
   const absl::StatusOr<WrittenCheckpoint> written = Write(Tensors());
@@ -96,9 +36,9 @@ TEST_F(CheckpointWriterTest, WritesTheKeysThatBitsandbytesReads) {
   EXPECT_EQ(file->Find("layer.fc.weight")->dtype, Dtype::kU8);
   EXPECT_THAT(file->Find("layer.fc.weight")->shape, ElementsAre(65, 1));
   EXPECT_THAT(file->Find("layer.fc.weight.absmax")->shape, ElementsAre(3));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight"), std::string(65, 0x5a));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.absmax"), RawBytes(std::span<const float>(absmax_)));
-  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_map"), RawBytes(std::span<const float>(Nf4Table())));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight"), Part(block_, 0_B, 65));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.absmax"), Part(block_, 68_B, 12));
+  EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_map"), Part(block_, 80_B, 64));
   EXPECT_EQ(ReadTensor(*file, "layer.fc.weight.quant_state.bitsandbytes__nf4"),
             R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [3, 43]})");
   EXPECT_EQ(ReadTensor(*file, "norm.bias"), "norm-b");
@@ -125,7 +65,7 @@ TEST_F(CheckpointWriterTest, ASkipEntryThatWouldHitAQuantizedModuleIsAnchored) {
   const std::vector<CheckpointTensor> tensors = {
       KeptTensor{"layer.f.weight", Dtype::kU8, {2, 1}, FromText("ab")},
       KeptTensor{"fc.weight", Dtype::kU8, {2, 1}, FromText("ab")},
-      QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kFloat32, packed_, absmax_},
+      QuantizedWeight{"layer.fc.weight", {3, 43}, FloatType::kFloat32, {}, false, block_},
   };
   ASSERT_TRUE(Write(tensors).ok());
   EXPECT_THAT(ReadJson("config.json")["quantization_config"]["llm_int8_skip_modules"].get<std::vector<std::string>>(),
@@ -202,76 +142,21 @@ TEST_F(CheckpointWriterTest, FollowsTheLinksOfTheHubCacheAndNoOthers) {
   EXPECT_FALSE(fs::is_symlink(out_ + "/vocab.json"));
 }
 
-TEST_F(CheckpointWriterTest, NeverReplacesADirectory) {
-  fs::create_directory(out_);
-  for (const std::string& name : {out_, out_ + "/", out_ + "/.", directory_ / "model/../out"}) {
-    const absl::Status status = WriteNf4Checkpoint(source_, name, Tensors()).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr(name));
-  }
-  EXPECT_TRUE(fs::is_empty(out_));
-  ExpectOnly({"model", "out"});
-}
-
-TEST_F(CheckpointWriterTest, ADirectoryThatAppearsMeanwhileIsNotReplaced) {
-  const TensorReader read = [&](Bytes, std::span<std::byte>) {
-    fs::create_directory(out_);
-    return absl::OkStatus();
-  };
-  EXPECT_EQ(Write({KeptTensor{"a", Dtype::kU8, {1}, read}}).status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_TRUE(fs::is_empty(out_));
-  ExpectOnly({"model", "out"});
-}
-
-TEST_F(CheckpointWriterTest, AFailedReaderLeavesNothingAndItsErrorIsReturned) {
-  std::vector<CheckpointTensor> tensors = Tensors();
-  std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) {
-    return absl::DataLossError("the reader's own");
-  };
-  EXPECT_EQ(Write(tensors).status(), absl::DataLossError("the reader's own"));
-  ExpectOnly({"model"});
-}
-
-TEST_F(CheckpointWriterTest, AKilledWriterLeavesNothingThatLooksLikeACheckpoint) {
-  WriteFile(source_ + "/tokenizer.json", "{}");
-  const pid_t child = ::fork();
-  ASSERT_GE(child, 0);
-  if (child == 0) {
-    std::vector<CheckpointTensor> tensors = Tensors();
-    std::get<KeptTensor>(tensors[2]).read = [](Bytes, std::span<std::byte>) -> absl::Status {
-      ::raise(SIGKILL);
-      return absl::OkStatus();
-    };
-    (void)Write(tensors);
-    ::_exit(1);
-  }
-  int status = 0;
-  ASSERT_EQ(::waitpid(child, &status, 0), child);
-  ASSERT_TRUE(WIFSIGNALED(status));
-  EXPECT_FALSE(fs::exists(out_));
-  for (const auto& entry : fs::recursive_directory_iterator(directory_.path())) {
-    if (entry.path().parent_path() == source_) continue;
-    EXPECT_NE(entry.path().filename(), "config.json");
-    EXPECT_NE(entry.path().filename(), "model.safetensors");
-  }
-}
-
 TEST_F(CheckpointWriterTest, WhatTheFormatCannotSayIsRefusedByName) {
-  const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t packed, size_t absmax) {
-    const absl::Status status =
-        Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, std::span(packed_).first(packed),
-                               std::span(absmax_).first(absmax)}})
-            .status();
+  const auto error = [&](std::string name, std::vector<uint64_t> shape, size_t size, FourBitFormat format = {}) {
+    const absl::Status status = Write({QuantizedWeight{std::move(name), std::move(shape), FloatType::kFloat32, format,
+                                                       false, std::span(block_).first(size)}})
+                                    .status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     return std::string(status.message());
   };
-  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 65, 3),
+  EXPECT_THAT(error("experts.weight", {3, 43, 1}, 144),
               AllOf(HasSubstr("\"experts.weight\""), HasSubstr("3 dimensions")));
-  EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 65, 3), HasSubstr("*.weight"));
-  EXPECT_THAT(error("a.weight", {3, 43}, 64, 3),
-              HasSubstr("needs 65 packed bytes and 3 absmax values, but was given 64 and 3"));
-  EXPECT_THAT(error("a.weight", {3, 43}, 65, 2), HasSubstr("was given 65 and 2"));
-  EXPECT_THAT(error("a.weight", {uint64_t{1} << 40, uint64_t{1} << 40}, 65, 2), HasSubstr("overflows"));
+  EXPECT_THAT(error("experts.gate_up_proj", {3, 43}, 144), HasSubstr("*.weight"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 143), HasSubstr("needs a block of 144 bytes, but was given 143"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 144, {QuantType::kFp4, 32, true}), HasSubstr("as fp4, blocks of 32, double"));
+  EXPECT_THAT(error("a.weight", {3, 43}, 144, {QuantType::kNf4, 48, false}), HasSubstr("blocks of 48 elements"));
+  EXPECT_THAT(error("a.weight", {uint64_t{1} << 40, uint64_t{1} << 40}, 144), HasSubstr("overflows"));
   ExpectOnly({"model"});
 }
 
@@ -285,12 +170,114 @@ TEST_F(CheckpointWriterTest, AConfigurationThatCannotBeExtendedIsRefusedByName) 
   };
   EXPECT_THAT(error("{"), HasSubstr("not valid JSON"));
   EXPECT_THAT(error("[]"), HasSubstr("not a JSON object"));
-  EXPECT_THAT(error("{\"a\":" + std::string(100000, '[')), HasSubstr("JSON"));
+  EXPECT_THAT(error("{\"a\":" + std::string(100000, '[')), HasSubstr("deeper"));
   EXPECT_THAT(error("{\"a\":" + std::string(100000, '[') + std::string(100000, ']') + "}"), HasSubstr("deeper"));
-  EXPECT_THAT(error(R"({"quantization_config": {}})"), HasSubstr("already"));
-  fs::remove(source_ + "/config.json");
-  EXPECT_EQ(Write(Tensors()).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(error(R"({"quantization_config": {"quant_method": "gptq"}})"), HasSubstr("already, with \"gptq\""));
   ExpectOnly({"model"});
+}
+
+TEST_F(CheckpointWriterTest, WritesEveryFormatsKeys) {
+  for (const QuantType type : {QuantType::kNf4, QuantType::kFp4}) {
+    for (const uint32_t size : {32u, 64u, 4096u}) {
+      for (const bool nested : {false, true}) {
+        const FourBitFormat format{type, size, nested};
+        const std::vector<std::byte> block = MakeBlock(format, 129, 0.1f);
+        out_ = directory_ / (ToString(format) + ".model");
+        ASSERT_TRUE(Write({QuantizedWeight{"fc.weight", {3, 43}, FloatType::kFloat16, format, false, block}}).ok());
+        const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(out_ + "/model.safetensors");
+        ASSERT_TRUE(file.ok()) << file.status();
+        const FourBitLayout at = FourBitLayout::Of(format, 129);
+        EXPECT_EQ(ReadTensor(*file, "fc.weight"), Part(block, 0_B, 65));
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.absmax"), Part(block, at.absmax_at, at.blocks * (nested ? 1 : 4)));
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.quant_map"), Part(block, at.table_at, 64));
+        std::string state = R"({"quant_type": ")" + std::string(QuantTypeName(type)) + R"(", "blocksize": )" +
+                            std::to_string(size) + R"(, "dtype": "float16", "shape": [3, 43])";
+        if (nested) {
+          EXPECT_EQ(ReadTensor(*file, "fc.weight.nested_absmax"), Part(block, at.nested_absmax_at, 4));
+          EXPECT_EQ(ReadTensor(*file, "fc.weight.nested_quant_map"), Part(block, at.nested_table_at, 1024));
+          state += R"(, "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.10000000149011612)";
+        }
+        EXPECT_EQ(ReadTensor(*file, "fc.weight.quant_state.bitsandbytes__" + std::string(QuantTypeName(type))),
+                  state + "}");
+        EXPECT_EQ(file->tensors().size(), nested ? 6u : 4u);
+        const Json config = ReadJson("config.json")["quantization_config"];
+        EXPECT_EQ(config["bnb_4bit_quant_type"], QuantTypeName(type));
+        EXPECT_EQ(config["bnb_4bit_use_double_quant"], nested);
+      }
+    }
+  }
+}
+
+TEST_F(CheckpointWriterTest, WritesExpertsInALayoutOfOurOwnAndCountsThem) {
+  const std::vector<std::byte> experts = MakeBlock({}, 2 * 3 * 43);
+  const absl::StatusOr<WrittenCheckpoint> written = Write(
+      {QuantizedWeight{"mlp.experts.gate_up_proj", {2, 3, 43}, FloatType::kBFloat16, {}, true, experts}, Tensors()[1]});
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_EQ(written->own_layout, 1u);
+  const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(out_ + "/model.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(file->metadata(), ElementsAre(std::pair<std::string, std::string>("format", "pt"),
+                                            std::pair<std::string, std::string>("gpuledger_four_bit", "1")));
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj"), Part(experts, 0_B, 129));
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj.absmax").size(), 20u);
+  EXPECT_EQ(ReadTensor(*file, "mlp.experts.gate_up_proj.quant_state.gpuledger__nf4"),
+            R"({"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [2, 3, 43]})");
+  EXPECT_TRUE(ReadJson("config.json").contains("quantization_config")) << "for the other weight";
+}
+
+TEST_F(CheckpointWriterTest, WithNothingThatBitsandbytesLoadsTheConfigurationStays) {
+  ASSERT_TRUE(Write({QuantizedWeight{"experts", {129}, FloatType::kFloat32, {}, true, block_}}).ok());
+  EXPECT_EQ(ReadFile(out_ + "/config.json"), kConfig);
+}
+
+TEST_F(CheckpointWriterTest, AModelThatIsIn4BitAlreadyKeepsItsConfigurationToTheByte) {
+  const std::string config = R"({"quantization_config":  {"load_in_4bit": true, "quant_method": "bitsandbytes"}})";
+  WriteFile(source_ + "/config.json", config);
+  ASSERT_TRUE(Write(Tensors()).ok());
+  EXPECT_EQ(ReadFile(out_ + "/config.json"), config);
+}
+
+TEST_F(CheckpointWriterTest, CutsLargeModelsIntoShardsWithAnIndex) {
+  std::vector<CheckpointTensor> tensors;
+  for (const char* name : {"c", "a", "b"}) tensors.push_back(KeptTensor{name, Dtype::kU8, {6}, FromText("012345")});
+  tensors.push_back(Tensors()[1]);
+  tensors.push_back(KeptTensor{"z", Dtype::kU8, {1}, FromText("z")});
+  CheckpointOptions options;
+  options.shard_size = 12_B;
+  const absl::StatusOr<WrittenCheckpoint> written = WriteCheckpoint(Directory(source_), out_, tensors, {}, options);
+  ASSERT_TRUE(written.ok()) << written.status();
+  EXPECT_EQ(written->files, 4u) << "c a | b | the weight, larger than a shard, but whole | z";
+  const Json index = ReadJson("model.safetensors.index.json");
+  EXPECT_EQ(index["weight_map"]["c"], "model-00001-of-00004.safetensors");
+  EXPECT_EQ(index["weight_map"]["a"], "model-00001-of-00004.safetensors");
+  EXPECT_EQ(index["weight_map"]["b"], "model-00002-of-00004.safetensors");
+  for (const char* part : {"", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"}) {
+    EXPECT_EQ(index["weight_map"]["layer.fc.weight" + std::string(part)], "model-00003-of-00004.safetensors");
+  }
+  const auto model = OpenModel(out_);
+  ASSERT_TRUE(model.ok()) << model.status();
+  uint64_t size = 0;
+  for (const TensorInfo& tensor : (*model)->tensors()) size += tensor.size.count();
+  EXPECT_EQ(index["metadata"]["total_size"], size);
+  EXPECT_EQ((*model)->tensors().size(), 8u);
+}
+
+TEST_F(CheckpointWriterTest, ASourceWithoutADirectoryGivesItsConfigurationAlone) {
+  class Shapes final : public ModelSource {
+   public:
+    const std::string& name() const override { return name_; }
+    const std::string& directory() const override { return nothing_; }
+    const std::string& config() const override { return config_; }
+    const std::vector<TensorInfo>& tensors() const override { return tensors_; }
+    absl::Status Read(const TensorInfo&, Bytes, std::span<std::byte>) const override { return absl::OkStatus(); }
+    std::string name_ = "synth:tiny", nothing_, config_ = kConfig;
+    std::vector<TensorInfo> tensors_;
+  } shapes;
+  ASSERT_TRUE(WriteCheckpoint(shapes, out_, Tensors()).ok());
+  EXPECT_EQ(ReadJson("config.json")["model_type"], "bert");
+  shapes.config_ = "{";
+  EXPECT_THAT(std::string(WriteCheckpoint(shapes, directory_ / "b", Tensors()).status().message()),
+              HasSubstr("the configuration of synth:tiny: it is not valid JSON"));
 }
 
 }  // namespace

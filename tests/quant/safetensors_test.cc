@@ -63,7 +63,8 @@ std::vector<BadFile> BadFiles() {
       {"JsonEndsEarly", header(R"({"w":{"dtype":)"), "not valid JSON"},
       {"JsonHasTrailingText", header("{} x"), "not valid JSON"},
       {"JsonHasTwoObjects", header("{}{}"), "not valid JSON"},
-      {"JsonHasAZeroByteAfterItsEnd", header(std::string_view("{}\0x", 4)), "the header has a zero byte (in the header, byte 10 of the file)"},
+      {"JsonHasAZeroByteAfterItsEnd", header(std::string_view("{}\0x", 4)),
+       "the header has a zero byte (in the header, byte 10 of the file)"},
       {"JsonHasAComment", header("{/**/}"), "not valid JSON"},
       {"NameIsNotUtf8", header("{\"\xff\":1}"), "ill-formed UTF-8"},
       {"NameIsALoneSurrogate", header(R"({"\ud800":1})"), "surrogate"},
@@ -249,7 +250,8 @@ TEST(SafetensorsFileTest, AFileThatIsWrittenToIsAnErrorOnceATensorIsRead) {
     return std::string(status.message());
   };
   EXPECT_THAT(error(directory / "grown", [](const std::string& path) { std::ofstream(path, std::ios::app) << "more"; }),
-              AllOf(HasSubstr(directory / "grown"), HasSubstr("\"w\": the file was written to while it was read (it had"),
+              AllOf(HasSubstr(directory / "grown"),
+                    HasSubstr("\"w\": the file was written to while it was read (it had"),
                     HasSubstr("has " + std::to_string(content.size() + 4) + " now")));
   EXPECT_THAT(error(directory / "same", [&](const std::string& path) { WriteFile(path, content); }),
               HasSubstr("was written to while it was read"));
@@ -272,8 +274,8 @@ TEST(SafetensorsFileTest, ReadsEveryDtypeOfTheFormat) {
   for (size_t i = 0; i < bits.size(); ++i) {
     const auto& [name, width] = bits[i];
     const std::string size = std::to_string(width / 2);  // of four elements, in bytes
-    WriteFile(directory / name, MakeSafetensors("{\"w\":{\"dtype\":\"" + name + R"(","shape":[2,2],"data_offsets":[0,)" +
-                                                    size + "]}}", std::string(width / 2, 'x')));
+    const std::string entry = "\"dtype\":\"" + name + R"(","shape":[2,2],"data_offsets":[0,)" + size + "]";
+    WriteFile(directory / name, MakeSafetensors("{\"w\":{" + entry + "}}", std::string(width / 2, 'x')));
     const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(directory / name);
     ASSERT_TRUE(file.ok()) << file.status();
     EXPECT_EQ(file->tensors()[0].dtype, static_cast<Dtype>(i));

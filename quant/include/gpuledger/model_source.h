@@ -38,9 +38,9 @@ class GPULEDGER_EXPORT ModelSource {
 };
 
 // Reads config.json, and the headers of model.safetensors or, without that, of every shard that
-// model.safetensors.index.json names. A tensor of a shard that the index does not name is read too, as transformers does.
-// Errors: those of SafetensorsFile; kNotFound for what is missing; kInvalidArgument, naming file and entry, for an index
-// or configuration that is damaged, names a file outside the directory, or does not agree with the shards.
+// model.safetensors.index.json names. A tensor of a shard that the index does not name is read too, as transformers
+// does. Errors: those of SafetensorsFile; kNotFound for what is missing; kInvalidArgument, naming file and entry, for an
+// index or configuration that is damaged, names a file outside the directory, or does not agree with the shards.
 GPULEDGER_EXPORT absl::StatusOr<std::shared_ptr<const ModelSource>> OpenModel(const std::string& directory);
 
 }  // namespace gpuledger
