@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "allowed_roots.h"
 #include "file_io.h"
 
 namespace gpuledger {
@@ -30,30 +31,6 @@ absl::Status Failed(const std::error_code& error, const fs::path& path, std::str
   return SystemError(error.value(), path.string(), what);
 }
 
-// Where files may come from: the model directory, and, if it is a snapshot in the Hugging Face cache, the blobs beside
-// the snapshots, to which its files are links. A link to anywhere else could smuggle a private file into the copy.
-class AllowedRoots {
- public:
-  static absl::StatusOr<AllowedRoots> Of(const std::string& source) {
-    std::error_code error;
-    const fs::path root = fs::canonical(source, error);
-    if (error) return Failed(error, source, "cannot be resolved");
-    AllowedRoots roots;
-    roots.roots_.push_back(root);
-    const fs::path parent = root.parent_path();
-    if (parent.filename() == "snapshots") roots.roots_.push_back(parent.parent_path() / "blobs");
-    return roots;
-  }
-  bool Hold(const fs::path& canonical) const {
-    return std::any_of(roots_.begin(), roots_.end(), [&](const fs::path& root) {
-      return std::mismatch(root.begin(), root.end(), canonical.begin(), canonical.end()).first == root.end();
-    });
-  }
-
- private:
-  std::vector<fs::path> roots_;
-};
-
 absl::StatusOr<std::vector<fs::directory_entry>> SortedEntries(const fs::path& directory) {
   std::error_code error;
   std::vector<fs::directory_entry> entries;
@@ -71,8 +48,7 @@ std::string ReasonToLeaveOut(const fs::directory_entry& entry, const AllowedRoot
   if (name.starts_with('.')) return "hidden";
   if (IsWeightFile(name)) return "weights, or an index of weights";
   if (!entry.is_regular_file(error)) return "not a regular file";
-  const fs::path target = fs::canonical(entry.path(), error);
-  if (error || !roots.Hold(target)) return "a link that leaves the model's directory";
+  if (!roots.Hold(entry.path().string())) return "a link that leaves the model's directory";
   const uint64_t size = entry.file_size(error);
   if (error || size > kMostCompanionBytes) return "larger than 64 MiB";
   return {};
@@ -81,13 +57,7 @@ std::string ReasonToLeaveOut(const fs::directory_entry& entry, const AllowedRoot
 absl::Status CopyFile(const fs::path& from, const fs::path& to) {
   const absl::StatusOr<std::string> content = ReadSmallFile(from.string(), kMostCompanionBytes);
   if (!content.ok()) return content.status();
-  absl::StatusOr<FileDescriptor> file = CreateNew(to.string());
-  if (!file.ok()) return file.status();
-  uint64_t written = 0;
-  if (absl::Status status = WriteAll(*file, to.string(), std::as_bytes(std::span(*content)), &written); !status.ok()) {
-    return status;
-  }
-  return SyncAndClose(*file, to.string());
+  return WriteNewFile(to.string(), *content);
 }
 
 // Copies the files of one directory. `inside` is its name relative to the model's directory, "" or "NAME/".

@@ -1,7 +1,4 @@
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <filesystem>
 #include <system_error>
 #include <tuple>
@@ -13,6 +10,7 @@
 #include "file_io.h"
 #include "gpuledger/checkpoint.h"
 #include "safetensors_header.h"
+#include "temporary_directory.h"
 
 namespace gpuledger {
 namespace {
@@ -108,67 +106,26 @@ absl::Status WriteModel(const std::string& path, const std::vector<Entry>& entri
   return writer->Finish();
 }
 
-absl::Status WriteText(const std::string& path, std::string_view text) {
-  absl::StatusOr<FileDescriptor> file = CreateNew(path);
-  if (!file.ok()) return file.status();
-  uint64_t written = 0;
-  absl::Status status = WriteAll(*file, path, std::as_bytes(std::span(text)), &written);
-  return status.ok() ? SyncAndClose(*file, path) : status;
-}
-
-// A new directory, removed with its content unless it was published.
-class TemporaryDirectory {
- public:
-  static absl::StatusOr<TemporaryDirectory> For(const std::string& target) {
-    std::string path = TemporaryNameFor(target);
-    if (::mkdir(path.c_str(), 0777) != 0) {
-      return SystemError(errno, DirectoryOf(target), "the checkpoint cannot be created here");
-    }
-    return TemporaryDirectory(std::move(path));
-  }
-  TemporaryDirectory(TemporaryDirectory&& other) noexcept : path_(std::exchange(other.path_, {})) {}
-  TemporaryDirectory& operator=(TemporaryDirectory&&) = delete;
-  ~TemporaryDirectory() {
-    std::error_code ignored;
-    if (!path_.empty()) std::filesystem::remove_all(path_, ignored);
-  }
-  const std::string& path() const { return path_; }
-  absl::Status Publish(const std::string& target) {
-    absl::Status status = SyncDirectory(path_);
-    if (status.ok()) status = PublishAs(path_, target);
-    if (status.ok()) path_.clear();
-    return status;
-  }
-
- private:
-  explicit TemporaryDirectory(std::string path) : path_(std::move(path)) {}
-  std::string path_;
-};
-
 }  // namespace
 
 absl::StatusOr<WrittenCheckpoint> WriteNf4Checkpoint(const std::string& source, const std::string& out,
                                                      std::span<const CheckpointTensor> tensors) {
-  const std::string target = NormalPath(out);
-  if (Exists(target)) {
-    return absl::AlreadyExistsError(out + ": already exists, and is not replaced; name a new directory");
-  }
+  absl::StatusOr<TemporaryDirectory> directory = TemporaryDirectory::For(out, "the checkpoint");
+  if (!directory.ok()) return directory.status();
   const absl::StatusOr<std::vector<Entry>> entries = MakeEntries(tensors);
   if (!entries.ok()) return entries.status();
   const absl::StatusOr<std::string> config = MakeCheckpointConfig(source, tensors);
   if (!config.ok()) return config.status();
-  absl::StatusOr<TemporaryDirectory> directory = TemporaryDirectory::For(target);
-  if (!directory.ok()) return directory.status();
 
   WrittenCheckpoint written;
   const std::string model = directory->path() + "/model.safetensors";
   if (absl::Status status = WriteModel(model, *entries); !status.ok()) return status;
   if (absl::Status status = CopyCompanionFiles(source, directory->path(), &written); !status.ok()) return status;
   // Last, because a directory without it is no checkpoint, even if the writer is killed here.
-  if (absl::Status status = WriteText(directory->path() + "/config.json", *config); !status.ok()) return status;
+  if (absl::Status status = WriteNewFile(directory->path() + "/config.json", *config); !status.ok()) return status;
   std::error_code error;
   written.model_bytes = Bytes(std::filesystem::file_size(model, error));
-  if (absl::Status status = directory->Publish(target); !status.ok()) return status;
+  if (absl::Status status = directory->Publish(); !status.ok()) return status;
   return written;
 }
 

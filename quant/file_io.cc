@@ -87,13 +87,19 @@ std::string TemporaryNameFor(const std::string& path) {
   return (target.parent_path() / name).string();
 }
 
-absl::StatusOr<FileDescriptor> OpenForReading(const std::string& path, uint64_t* size) {
+absl::StatusOr<FileState> StateOf(const FileDescriptor& file, const std::string& path) {
+  struct stat info;
+  if (::fstat(file.get(), &info) != 0) return SystemError(errno, path, "cannot be examined");
+  return FileState{static_cast<uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
+}
+
+absl::StatusOr<FileDescriptor> OpenForReading(const std::string& path, FileState* state) {
   FileDescriptor file(Retry([&] { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK); }));
   if (file.get() < 0) return SystemError(errno, path, "cannot be opened");
   struct stat info;
   if (::fstat(file.get(), &info) != 0) return SystemError(errno, path, "cannot be examined");
   if (!S_ISREG(info.st_mode)) return absl::InvalidArgumentError(path + ": is not a regular file");
-  *size = static_cast<uint64_t>(info.st_size);
+  *state = {static_cast<uint64_t>(info.st_size), info.st_mtim.tv_sec, info.st_mtim.tv_nsec};
   return file;
 }
 
@@ -118,13 +124,14 @@ absl::StatusOr<uint64_t> ReadAt(const FileDescriptor& file, const std::string& p
 }
 
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t limit) {
-  uint64_t size = 0;
-  absl::StatusOr<FileDescriptor> file = OpenForReading(path, &size);
+  FileState state;
+  absl::StatusOr<FileDescriptor> file = OpenForReading(path, &state);
   if (!file.ok()) return file.status();
-  if (size > limit) {
-    return absl::OutOfRangeError(fmt::format("{}: has {} bytes, more than the {} allowed", path, size, limit));
+  if (state.size > limit) {
+    return absl::InvalidArgumentError(
+        fmt::format("{}: has {} bytes, more than the {} allowed", path, state.size, limit));
   }
-  std::string text(size, '\0');
+  std::string text(state.size, '\0');
   const absl::StatusOr<uint64_t> got = ReadAt(*file, path, 0, std::as_writable_bytes(std::span(text)));
   if (!got.ok()) return got.status();
   text.resize(*got);
@@ -141,6 +148,14 @@ absl::Status WriteAll(const FileDescriptor& file, const std::string& path, std::
     data = data.subspan(static_cast<size_t>(put));
   }
   return absl::OkStatus();
+}
+
+absl::Status WriteNewFile(const std::string& path, std::string_view content) {
+  absl::StatusOr<FileDescriptor> file = CreateNew(path);
+  if (!file.ok()) return file.status();
+  uint64_t written = 0;
+  absl::Status status = WriteAll(*file, path, std::as_bytes(std::span(content)), &written);
+  return status.ok() ? SyncAndClose(*file, path) : status;
 }
 
 absl::Status SyncAndClose(FileDescriptor& file, const std::string& path) {

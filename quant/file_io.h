@@ -46,19 +46,30 @@ bool Exists(const std::string& path);
 // A hidden name beside `path` that nobody else uses: a file system's rename needs the same directory.
 std::string TemporaryNameFor(const std::string& path);
 
+// What tells that a file was written to: its size, and when that happened last.
+struct FileState {
+  uint64_t size = 0;
+  int64_t seconds = 0, nanoseconds = 0;
+  friend bool operator==(const FileState&, const FileState&) = default;
+};
+absl::StatusOr<FileState> StateOf(const FileDescriptor& file, const std::string& path);
+
 // Opens a regular file (links are followed; FIFOs and devices are refused without waiting for them).
-absl::StatusOr<FileDescriptor> OpenForReading(const std::string& path, uint64_t* size);
+absl::StatusOr<FileDescriptor> OpenForReading(const std::string& path, FileState* state);
 // kAlreadyExists if there is one.
 absl::StatusOr<FileDescriptor> CreateNew(const std::string& path);
 
 // Reads until `out` is full or the file ends; returns the number of bytes read.
 absl::StatusOr<uint64_t> ReadAt(const FileDescriptor& file, const std::string& path, uint64_t offset,
                                 std::span<std::byte> out);
-// A file of at most `limit` bytes, whole; kOutOfRange if it is larger.
+// A file of at most `limit` bytes, whole; kInvalidArgument if it is larger.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path, uint64_t limit);
 // Appends; `written` counts the bytes of the file and is named in an error.
 absl::Status WriteAll(const FileDescriptor& file, const std::string& path, std::span<const std::byte> data,
                       uint64_t* written);
+
+// A new file with this content, synced.
+absl::Status WriteNewFile(const std::string& path, std::string_view content);
 
 // Syncs and closes.
 absl::Status SyncAndClose(FileDescriptor& file, const std::string& path);

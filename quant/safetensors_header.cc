@@ -2,67 +2,45 @@
 
 #include <cstddef>
 #include <iterator>
+#include <utility>
 
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <nlohmann/json.hpp>
 
 #include "file_io.h"
+#include "json_text.h"
 
 namespace gpuledger {
 namespace {
 
 struct DtypeRow {
   std::string_view name;
-  uint64_t size;
+  uint64_t bits;
 };
 // Index = Dtype.
 constexpr DtypeRow kDtypes[] = {
-    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I16", 2}, {"U16", 2}, {"F16", 2},
-    {"BF16", 2}, {"I32", 4}, {"U32", 4}, {"F32", 4},     {"I64", 8},     {"U64", 8}, {"F64", 8},
+    {"BOOL", 8},    {"F4", 4},       {"F6_E2M3", 6},     {"F6_E3M2", 6},     {"U8", 8},   {"I8", 8},
+    {"F8_E5M2", 8}, {"F8_E4M3", 8},  {"F8_E8M0", 8},     {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+    {"I16", 16},    {"U16", 16},     {"F16", 16},        {"BF16", 16},       {"I32", 32}, {"U32", 32},
+    {"F32", 32},    {"C64", 64},     {"F64", 64},        {"I64", 64},        {"U64", 64},
 };
-static_assert(std::size(kDtypes) == static_cast<size_t>(Dtype::kF64) + 1);
+static_assert(std::size(kDtypes) == static_cast<size_t>(Dtype::kU64) + 1);
 
 constexpr size_t kMostDimensions = 64;  // PyTorch's limit; without one, a shape could need more memory than its text
 
-// Hands the parser one character after the other and counts them, so that an error can say where it is.
-class CountingIterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  CountingIterator(const char* at, uint64_t* count) : at_(at), count_(count) {}
-  reference operator*() const { return *at_; }
-  CountingIterator& operator++() {
-    ++at_;
-    ++*count_;
-    return *this;
-  }
-  friend bool operator==(const CountingIterator& a, const CountingIterator& b) { return a.at_ == b.at_; }
-  friend bool operator!=(const CountingIterator& a, const CountingIterator& b) { return a.at_ != b.at_; }
-
- private:
-  const char* at_;
-  uint64_t* count_;
-};
-
 // Receives the parser's events. Nothing nests deeper than {tensor: {shape: [, so deeper input stops at once.
-class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
+class HeaderHandler final : public JsonHandler {
  public:
   HeaderHandler(const std::string& path, uint64_t header_size, uint64_t data_size)
-      : path_(path), data_start_(kSafetensorsLengthBytes + header_size), data_size_(data_size) {}
+      : JsonHandler(path, "the header", kSafetensorsLengthBytes),
+        data_start_(kSafetensorsLengthBytes + header_size),
+        data_size_(data_size) {}
 
-  uint64_t* position() { return &position_; }
-  const absl::Status& status() const { return status_; }
   SafetensorsHeader Take() { return std::move(header_); }
 
   bool null() override { return Unexpected("null"); }
   bool boolean(bool) override { return Unexpected("true or false"); }
-  bool binary(binary_t&) override { return Unexpected("binary data"); }
   bool number_float(double, const std::string& text) override { return Unexpected("the number " + Quoted(text)); }
   bool number_integer(int64_t value) override { return Unexpected(fmt::format("the number {}", value)); }
 
@@ -88,7 +66,7 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     }
     if (where_ != Where::kEntry || key_ != "dtype") return Unexpected("the string " + Quoted(value));
     if (!ParseDtype(value, &tensor_.dtype)) {
-      return Fail(fmt::format("has dtype {}, which is not supported; convert the file to one of F32, F16, BF16 first",
+      return Fail(fmt::format("has dtype {}, which the format does not know; convert the file to one of F32, F16, BF16 first",
                               Quoted(value)));
     }
     return true;
@@ -146,15 +124,6 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
 
-  bool parse_error(size_t position, const std::string&, const nlohmann::json::exception& error) override {
-    // "[id] parse error at line 1, column 2: REASON; last read: 'TOKEN'": only the reason is short and printable.
-    std::string_view reason = error.what();
-    if (const size_t colon = reason.find(": "); colon != reason.npos) reason.remove_prefix(colon + 2);
-    reason = reason.substr(0, reason.find("; last read"));
-    position_ = position;
-    return Reject(fmt::format("the header is not valid JSON: {}", reason));
-  }
-
  private:
   enum class Where { kStart, kFile, kMetadata, kEntry, kShape, kOffsets, kEnd };
 
@@ -167,7 +136,10 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
                               "fetch it again", end, data_size_));
     }
     if (!CountElements(tensor_.shape, tensor_.dtype, &tensor_.elements, &tensor_.size)) {
-      return Fail(fmt::format("has shape [{}], whose size overflows 64 bits", fmt::join(tensor_.shape, ", ")));
+      return Fail(fmt::format("has shape [{}] and dtype {}, whose size {}", fmt::join(tensor_.shape, ", "),
+                              DtypeName(tensor_.dtype),
+                              DtypeBits(tensor_.dtype) % 8 != 0 ? "is no whole number of bytes, or overflows 64 bits"
+                                                                : "overflows 64 bits"));
     }
     if (tensor_.size.count() != end - begin) {
       return Fail(fmt::format("has shape [{}] and dtype {}, which is {} bytes, but data_offsets of {} bytes",
@@ -194,17 +166,9 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
     }
   }
   bool Fail(std::string_view what) { return Reject(fmt::format("tensor {} {}", Quoted(tensor_.name), what)); }
-  bool Reject(std::string_view what) {
-    status_ = absl::InvalidArgumentError(
-        fmt::format("{}: {} (in the header, byte {} of the file)", path_, what, kSafetensorsLengthBytes + position_));
-    return false;
-  }
 
-  const std::string& path_;
   const uint64_t data_start_;
   const uint64_t data_size_;
-  uint64_t position_ = 0;
-  absl::Status status_;
   SafetensorsHeader header_;
 
   Where where_ = Where::kStart;
@@ -220,7 +184,11 @@ class HeaderHandler final : public nlohmann::json_sax<nlohmann::json> {
 }  // namespace
 
 std::string_view DtypeName(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)].name; }
-Bytes DtypeSize(Dtype dtype) { return Bytes(kDtypes[static_cast<size_t>(dtype)].size); }
+uint64_t DtypeBits(Dtype dtype) { return kDtypes[static_cast<size_t>(dtype)].bits; }
+Bytes DtypeSize(Dtype dtype) {
+  if (DtypeBits(dtype) % 8 != 0) Die("DtypeSize: an element is no whole number of bytes");
+  return Bytes(DtypeBits(dtype) / 8);
+}
 
 bool ParseDtype(std::string_view name, Dtype* dtype) {
   for (size_t i = 0; i < std::size(kDtypes); ++i) {
@@ -237,8 +205,14 @@ bool CountElements(const std::vector<uint64_t>& shape, Dtype dtype, uint64_t* el
   for (const uint64_t dimension : shape) {
     if (__builtin_mul_overflow(product, dimension, &product)) return false;
   }
+  // Eight elements are a whole number of bytes in every dtype.
+  const uint64_t bits = DtypeBits(dtype);
+  const uint64_t rest = product % 8 * bits;
   uint64_t bytes = 0;
-  if (__builtin_mul_overflow(product, DtypeSize(dtype).count(), &bytes)) return false;
+  if (rest % 8 != 0 || __builtin_mul_overflow(product / 8, bits, &bytes) ||
+      __builtin_add_overflow(bytes, rest / 8, &bytes)) {
+    return false;
+  }
   *elements = product;
   *size = Bytes(bytes);
   return true;
@@ -246,15 +220,8 @@ bool CountElements(const std::vector<uint64_t>& shape, Dtype dtype, uint64_t* el
 
 absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(const std::string& path, std::string_view json,
                                                          uint64_t data_size) {
-  // The parser takes a zero byte for the end of its input and would overlook what follows.
-  if (const size_t zero = json.find('\0'); zero != json.npos) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: the header has a zero byte at byte {} of the file", path, kSafetensorsLengthBytes + zero));
-  }
   HeaderHandler handler(path, json.size(), data_size);
-  const CountingIterator begin(json.data(), handler.position());
-  const CountingIterator end(json.data() + json.size(), handler.position());
-  if (!nlohmann::json::sax_parse(begin, end, &handler)) return handler.status();
+  if (absl::Status status = handler.Parse(json); !status.ok()) return status;
   return handler.Take();
 }
 

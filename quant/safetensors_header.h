@@ -25,7 +25,8 @@ struct SafetensorsHeader {
 // False, and `dtype` untouched, if no dtype has that name.
 bool ParseDtype(std::string_view name, Dtype* dtype);
 
-// The product of `shape` and its size in bytes; false if either needs more than 64 bits.
+// The product of `shape` and its size in bytes; false if either needs more than 64 bits, or if the size is no whole
+// number of bytes.
 bool CountElements(const std::vector<uint64_t>& shape, Dtype dtype, uint64_t* elements, Bytes* size);
 
 // Checks each entry alone (also that it lies within `data_size` bytes of data), not how entries lie beside each other.

@@ -47,7 +47,7 @@ absl::Status CheckLayout(const std::string& path, const std::vector<TensorInfo>&
 struct SafetensorsFile::Impl {
   std::string path;
   FileDescriptor file;
-  uint64_t size;
+  FileState state;  // when it was opened
   uint64_t data_start;
   std::vector<TensorInfo> tensors;
   std::vector<std::pair<std::string, std::string>> metadata;
@@ -60,9 +60,10 @@ SafetensorsFile& SafetensorsFile::operator=(SafetensorsFile&&) noexcept = defaul
 SafetensorsFile::~SafetensorsFile() = default;
 
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
-  uint64_t file_size = 0;
-  absl::StatusOr<FileDescriptor> file = OpenForReading(path, &file_size);
+  FileState state;
+  absl::StatusOr<FileDescriptor> file = OpenForReading(path, &state);
   if (!file.ok()) return file.status();
+  const uint64_t file_size = state.size;
   if (file_size < kSafetensorsLengthBytes) {
     return Bad(path, fmt::format("has {} bytes, but a safetensors file begins with 8 of header length", file_size));
   }
@@ -102,7 +103,7 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   });
   if (absl::Status status = CheckLayout(path, tensors, data_start, file_size); !status.ok()) return status;
 
-  auto impl = std::make_unique<Impl>(Impl{path, *std::move(file), file_size, data_start, std::move(tensors),
+  auto impl = std::make_unique<Impl>(Impl{path, *std::move(file), state, data_start, std::move(tensors),
                                           std::move(header->metadata), {}});
   impl->by_name.reserve(impl->tensors.size());
   for (const TensorInfo& tensor : impl->tensors) impl->by_name.emplace(tensor.name, &tensor);
@@ -120,7 +121,7 @@ const TensorInfo* SafetensorsFile::Find(std::string_view name) const {
 
 absl::Status SafetensorsFile::Read(const TensorInfo& tensor, Bytes offset, std::span<std::byte> out) const {
   const uint64_t size = tensor.size.count();
-  if (tensor.begin < impl_->data_start || tensor.begin > impl_->size || size > impl_->size - tensor.begin) {
+  if (tensor.begin < impl_->data_start || tensor.begin > impl_->state.size || size > impl_->state.size - tensor.begin) {
     return Bad(impl_->path, fmt::format("tensor {} is not one of this file's", Quoted(tensor.name)));
   }
   if (offset > tensor.size || out.size() > size - offset.count()) {
@@ -130,9 +131,19 @@ absl::Status SafetensorsFile::Read(const TensorInfo& tensor, Bytes offset, std::
   const uint64_t begin = tensor.begin + offset.count();
   const absl::StatusOr<uint64_t> got = ReadAt(impl_->file, impl_->path, begin, out);
   if (!got.ok()) return got.status();
-  if (*got == out.size()) return absl::OkStatus();
-  return Bad(impl_->path, fmt::format("tensor {}: the file ends at byte {}, but it had {} bytes when it was opened; it "
-                                      "was changed while it was read", Quoted(tensor.name), begin + *got, impl_->size));
+  if (*got < out.size()) {
+    return Bad(impl_->path,
+               fmt::format("tensor {}: the file ends at byte {}, but it had {} bytes when it was opened; it was changed "
+                           "while it was read", Quoted(tensor.name), begin + *got, impl_->state.size));
+  }
+  if (begin + out.size() < End(tensor)) return absl::OkStatus();
+  // Once a tensor: whoever still writes the file has written other bytes than those that were read, or will.
+  const absl::StatusOr<FileState> now = StateOf(impl_->file, impl_->path);
+  if (!now.ok()) return now.status();
+  if (*now == impl_->state) return absl::OkStatus();
+  return Bad(impl_->path, fmt::format("tensor {}: the file was written to while it was read (it had {} bytes when it was "
+                                      "opened, and has {} now); wait until it is complete", Quoted(tensor.name),
+                                      impl_->state.size, now->size));
 }
 
 }  // namespace gpuledger

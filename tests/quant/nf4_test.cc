@@ -10,8 +10,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "gpuledger/gpuledger_quant.h"
-
 namespace gpuledger {
 namespace {
 
@@ -219,26 +217,6 @@ TEST(Nf4DeathTest, SpansOfTheWrongSizeAreFatal) {
   EXPECT_DEATH(QuantizeNf4(FloatType::kFloat32, values.data(), 65, result.packed, std::span(result.absmax).first(1)),
                "absmax span");
   EXPECT_DEATH(DequantizeNf4(result.packed, result.absmax, 65, std::span(values).first(64)), "output span");
-}
-
-TEST(QuantCApiTest, GivesTheSameBytesAsTheCppInterface) {
-  const std::vector<float> values = RandomValues(201, 4);
-  const Quantized expected = Quantize(values);
-  Quantized result{std::vector<uint8_t>(101), std::vector<float>(4)};
-  ASSERT_EQ(gpuledger_quantize_nf4(GPULEDGER_F32, values.data(), 201, result.packed.data(), result.absmax.data()),
-            GPULEDGER_QUANT_OK);
-  EXPECT_EQ(result.packed, expected.packed);
-  EXPECT_EQ(result.absmax, expected.absmax);
-}
-
-TEST(QuantCApiTest, BadArgumentsHaveAStatusEach) {
-  float value = 0;
-  uint8_t byte = 0;
-  EXPECT_EQ(gpuledger_quantize_nf4(9, &value, 1, &byte, &value), GPULEDGER_QUANT_UNKNOWN_DTYPE);
-  EXPECT_EQ(gpuledger_quantize_nf4(GPULEDGER_F16, nullptr, 1, &byte, &value), GPULEDGER_QUANT_NULL_POINTER);
-  EXPECT_EQ(gpuledger_quantize_nf4(GPULEDGER_BF16, &value, ~uint64_t{0}, &byte, &value), GPULEDGER_QUANT_TOO_LARGE);
-  EXPECT_EQ(gpuledger_dequantize_nf4(&byte, nullptr, 1, &value), GPULEDGER_QUANT_NULL_POINTER);
-  EXPECT_EQ(gpuledger_quantize_nf4(GPULEDGER_F32, nullptr, 0, nullptr, nullptr), GPULEDGER_QUANT_OK);
 }
 
 }  // namespace

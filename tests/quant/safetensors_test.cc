@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <filesystem>
 #include <thread>
@@ -62,7 +63,7 @@ std::vector<BadFile> BadFiles() {
       {"JsonEndsEarly", header(R"({"w":{"dtype":)"), "not valid JSON"},
       {"JsonHasTrailingText", header("{} x"), "not valid JSON"},
       {"JsonHasTwoObjects", header("{}{}"), "not valid JSON"},
-      {"JsonHasAZeroByteAfterItsEnd", header(std::string_view("{}\0x", 4)), "zero byte at byte 10"},
+      {"JsonHasAZeroByteAfterItsEnd", header(std::string_view("{}\0x", 4)), "the header has a zero byte (in the header, byte 10 of the file)"},
       {"JsonHasAComment", header("{/**/}"), "not valid JSON"},
       {"NameIsNotUtf8", header("{\"\xff\":1}"), "ill-formed UTF-8"},
       {"NameIsALoneSurrogate", header(R"({"\ud800":1})"), "surrogate"},
@@ -83,8 +84,13 @@ std::vector<BadFile> BadFiles() {
       {"DuplicateField", Tensor(R"("dtype":"U8",)" + good), "has dtype twice"},
       {"TensorIsNull", header(R"({"w":null})"), "\"w\" is null"},
       {"UnknownField", Tensor(good + R"(,"strides":[1])"), "the entry \"strides\""},
-      {"UnknownDtype", Tensor(R"("dtype":"F4","shape":[2],"data_offsets":[0,8])"),
-       "dtype \"F4\", which is not supported"},
+      {"UnknownDtype", Tensor(R"("dtype":"F5","shape":[2],"data_offsets":[0,8])"),
+       "dtype \"F5\", which the format does not know"},
+      {"PartOfAByte", Tensor(R"("dtype":"F4","shape":[3,5],"data_offsets":[0,8])"),
+       "has shape [3, 5] and dtype F4, whose size is no whole number of bytes"},
+      {"MetadataIsNotUtf8", header("{\"__metadata__\":{\"a\":\"\xe2\x28\xa1\"}}"), "ill-formed UTF-8"},
+      {"MetadataKeyIsOverlongUtf8", header("{\"__metadata__\":{\"\xc0\xaf\":\"\"}}"), "ill-formed UTF-8"},
+      {"MetadataIsASurrogateInUtf8", header("{\"__metadata__\":{\"a\":\"\xed\xa0\x80\"}}"), "ill-formed UTF-8"},
       {"DtypeIsANumber", Tensor(R"("dtype":7,"shape":[2],"data_offsets":[0,8])"), "the number 7 as its dtype"},
       {"NoDtype", Tensor(R"("shape":[2],"data_offsets":[0,8])"), "needs dtype, shape and data_offsets"},
       {"NoShape", Tensor(R"("dtype":"F32","data_offsets":[0,8])"), "needs dtype, shape and data_offsets"},
@@ -158,7 +164,7 @@ TEST(SafetensorsFileTest, EveryTruncationOfAGoodFileIsRefused) {
 
 TEST(SafetensorsFileTest, ErrorsInTheHeaderNameTheByte) {
   const TestDirectory directory;
-  const std::string header = R"({"w":{"dtype":"F4")";
+  const std::string header = R"({"w":{"dtype":"F5")";
   WriteFile(directory / "f", MakeSafetensors(header));
   EXPECT_THAT(std::string(SafetensorsFile::Open(directory / "f").status().message()),
               HasSubstr("byte " + std::to_string(8 + header.size()) + " of the file"));
@@ -226,6 +232,55 @@ TEST(SafetensorsFileTest, AFileThatShrinksIsAnError) {
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(directory / "f"), HasSubstr("\"w\""),
                                                    HasSubstr("ends at byte " + std::to_string(content.size() - 3))));
+}
+
+TEST(SafetensorsFileTest, AFileThatIsWrittenToIsAnErrorOnceATensorIsRead) {
+  const TestDirectory directory;
+  const std::string content = Tensor(R"("dtype":"U8","shape":[8],"data_offsets":[0,8])");
+  const auto error = [&](const std::string& path, auto change) {
+    WriteFile(path, content);
+    std::filesystem::last_write_time(path, std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+    const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(path);
+    EXPECT_TRUE(file.ok()) << file.status();
+    change(path);
+    std::vector<std::byte> out(7);
+    EXPECT_TRUE(file->Read(file->tensors()[0], 0_B, out).ok()) << "before the tensor's end";
+    const absl::Status status = file->Read(file->tensors()[0], 1_B, out);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(error(directory / "grown", [](const std::string& path) { std::ofstream(path, std::ios::app) << "more"; }),
+              AllOf(HasSubstr(directory / "grown"), HasSubstr("\"w\": the file was written to while it was read (it had"),
+                    HasSubstr("has " + std::to_string(content.size() + 4) + " now")));
+  EXPECT_THAT(error(directory / "same", [&](const std::string& path) { WriteFile(path, content); }),
+              HasSubstr("was written to while it was read"));
+  // Another file under the same name is not the one that is being read.
+  EXPECT_EQ(error(directory / "replaced",
+                  [&](const std::string& path) {
+                    WriteFile(path + ".new", "other");
+                    std::filesystem::rename(path + ".new", path);
+                  }),
+            "");
+}
+
+TEST(SafetensorsFileTest, ReadsEveryDtypeOfTheFormat) {
+  const std::vector<std::pair<std::string, uint64_t>> bits = {
+      {"BOOL", 8},    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6},     {"U8", 8},           {"I8", 8},
+      {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},  {"I16", 16},
+      {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},         {"F32", 32},
+      {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64}};
+  const TestDirectory directory;
+  for (size_t i = 0; i < bits.size(); ++i) {
+    const auto& [name, width] = bits[i];
+    const std::string size = std::to_string(width / 2);  // of four elements, in bytes
+    WriteFile(directory / name, MakeSafetensors("{\"w\":{\"dtype\":\"" + name + R"(","shape":[2,2],"data_offsets":[0,)" +
+                                                    size + "]}}", std::string(width / 2, 'x')));
+    const absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(directory / name);
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_EQ(file->tensors()[0].dtype, static_cast<Dtype>(i));
+    EXPECT_EQ(DtypeName(file->tensors()[0].dtype), name);
+    EXPECT_EQ(DtypeBits(file->tensors()[0].dtype), width);
+    EXPECT_EQ(file->tensors()[0].elements, 4u);
+  }
 }
 
 TEST(SafetensorsFileTest, IsReadByManyThreads) {

@@ -218,8 +218,8 @@ TEST(SynthConfig, ThatIsIncompleteOrWrongIsASentenceWithTheKey) {
        "num_hidden_layers is"},
       {"[1]", "is not a JSON object"},
       {"{\"a\": 1e999}", "number"},
-      {"{\"a\": ", "is not valid JSON at byte"},
-      {std::string(100, '[') + std::string(100, ']'), "nests deeper than 64 levels"}};
+      {"{\"a\": ", "is not valid JSON"},
+      {"{\"a\": " + std::string(100, '[') + std::string(100, ']') + "}", "nests deeper than 64 levels"}};
   for (const auto& [config, sentence] : cases) {
     const absl::Status status = StatusOf(config);
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << config << status;

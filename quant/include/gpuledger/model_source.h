@@ -31,11 +31,14 @@ class GPULEDGER_EXPORT ModelSource {
   [[nodiscard]] virtual const std::string& config() const = 0;
   // In the order in which they are best read: file after file, each by rising offset. Names are unique.
   [[nodiscard]] virtual const std::vector<TensorInfo>& tensors() const = 0;
+  // What messages call the file that holds `tensor`.
+  [[nodiscard]] virtual const std::string& FileOf(const TensorInfo&) const { return name(); }
   // Reads `out.size()` bytes of `tensor` (one of tensors()) from `offset`, relative to the tensor.
   [[nodiscard]] virtual absl::Status Read(const TensorInfo& tensor, Bytes offset, std::span<std::byte> out) const = 0;
 };
 
-// Reads config.json, and the headers of model.safetensors or of every shard that model.safetensors.index.json names.
+// Reads config.json, and the headers of model.safetensors or, without that, of every shard that
+// model.safetensors.index.json names. A tensor of a shard that the index does not name is read too, as transformers does.
 // Errors: those of SafetensorsFile; kNotFound for what is missing; kInvalidArgument, naming file and entry, for an index
 // or configuration that is damaged, names a file outside the directory, or does not agree with the shards.
 GPULEDGER_EXPORT absl::StatusOr<std::shared_ptr<const ModelSource>> OpenModel(const std::string& directory);

@@ -15,14 +15,12 @@
 #include <cstdint>
 #include <span>
 
+#include "gpuledger/four_bit.h"
 #include "gpuledger/types.h"
 
 namespace gpuledger {
 
 inline constexpr uint64_t kNf4BlockSize = 64;
-
-// Element types that can be quantized, as safetensors names them: F32, F16, BF16.
-enum class FloatType : uint8_t { kFloat32, kFloat16, kBFloat16 };
 
 // The 16 table values, index = code; exactly what bitsandbytes stores as quant_map.
 GPULEDGER_EXPORT const std::array<float, 16>& Nf4Table();

@@ -24,9 +24,14 @@
 
 namespace gpuledger {
 
-enum class Dtype : uint8_t { kBool, kU8, kI8, kF8E4M3, kF8E5M2, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kI64, kU64, kF64 };
+// In the order of the safetensors package (0.8), by which it sorts the tensors of a file: rising alignment.
+enum class Dtype : uint8_t {
+  kBool, kF4, kF6E2M3, kF6E3M2, kU8, kI8, kF8E5M2, kF8E4M3, kF8E8M0, kF8E4M3Fnuz, kF8E5M2Fnuz,
+  kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kC64, kF64, kI64, kU64
+};
 GPULEDGER_EXPORT std::string_view DtypeName(Dtype dtype);  // "F32", "BF16", ... as in the file
-GPULEDGER_EXPORT Bytes DtypeSize(Dtype dtype);
+GPULEDGER_EXPORT uint64_t DtypeBits(Dtype dtype);          // of one element: 4, 6, 8, 16, 32 or 64
+GPULEDGER_EXPORT Bytes DtypeSize(Dtype dtype);             // of one element; fatal if that is no whole number of bytes
 
 struct TensorInfo {
   std::string name;
@@ -34,7 +39,7 @@ struct TensorInfo {
   std::vector<uint64_t> shape;
   uint64_t elements;  // product of shape, checked
   uint64_t begin;     // file offset of its first byte
-  Bytes size;         // elements * DtypeSize, checked
+  Bytes size;         // elements * DtypeBits / 8, checked: a whole number of bytes
   uint32_t file = 0;  // which file of its ModelSource
 };
 
@@ -49,8 +54,8 @@ class GPULEDGER_EXPORT SafetensorsFile {
   [[nodiscard]] const std::vector<TensorInfo>& tensors() const;  // in order of their offsets
   [[nodiscard]] const TensorInfo* Find(std::string_view name) const;  // null if there is none
   [[nodiscard]] const std::vector<std::pair<std::string, std::string>>& metadata() const;
-  // Reads `out.size()` bytes of `tensor` from `offset` (relative to the tensor). A file that has shrunk since Open is
-  // kInvalidArgument.
+  // Reads `out.size()` bytes of `tensor` from `offset` (relative to the tensor). A file that has become shorter since
+  // Open is kInvalidArgument; one that has grown or was written to is, too, in the read that reaches the tensor's end.
   absl::Status Read(const TensorInfo& tensor, Bytes offset, std::span<std::byte> out) const;
 
  private:

@@ -34,7 +34,10 @@ int main(void) {
   if (gpuledger_free(allocator, block) != GPULEDGER_OK) return failed("free");
   if (gpuledger_destroy(allocator) != GPULEDGER_OK) return failed("destroy");
 
-  if (gpuledger_quantize_nf4(GPULEDGER_F32, weights, 2, &packed, &absmax) != GPULEDGER_QUANT_OK) return 3;
+  if (gpuledger_quantize_4bit(GPULEDGER_NF4, 64, GPULEDGER_DIALECT_CPU, GPULEDGER_F32, weights, 2, &packed, &absmax) !=
+      GPULEDGER_QUANT_OK) {
+    return 3;
+  }
   if (packed != 0x0F || absmax != 1.0f) return 4;
   printf("C consumer: gpuledger %s, 1000 B charged as 1024 B\n", gpuledger_version());
   return 0;
