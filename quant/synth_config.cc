@@ -10,34 +10,13 @@
 namespace gpuledger {
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr int kMostDepth = 64;  // freeing JSON recurses
+using Json = nlohmann::ordered_json;
 
 std::string Shown(const Json& value) {
   return Quoted(value.is_string() ? value.get_ref<const std::string&>() : value.dump(-1, ' ', true));
 }
 
 }  // namespace
-
-absl::StatusOr<Json> ParseConfig(const std::string& name, std::string_view text) {
-  bool too_deep = false;
-  const auto check_depth = [&](int depth, Json::parse_event_t, Json&) {
-    too_deep = too_deep || depth > kMostDepth;
-    return !too_deep;
-  };
-  Json config;
-  try {
-    config = Json::parse(text, check_depth);
-  } catch (const Json::parse_error& error) {
-    return absl::InvalidArgumentError(fmt::format("{}: is not valid JSON at byte {}", name, error.byte));
-  } catch (const Json::exception&) {
-    return absl::InvalidArgumentError(name + ": has a number that no computer can hold");
-  }
-  if (too_deep) return absl::InvalidArgumentError(fmt::format("{}: nests deeper than {} levels", name, kMostDepth));
-  if (!config.is_object()) return absl::InvalidArgumentError(name + ": is not a JSON object");
-  return config;
-}
 
 ConfigReader::ConfigReader(std::string name, const Json& config, std::string prefix)
     : name_(std::move(name)), config_(config), prefix_(std::move(prefix)) {}

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <absl/status/status.h>
-#include <absl/status/statusor.h>
 
 #include <cstdint>
 #include <nlohmann/json_fwd.hpp>
@@ -13,18 +12,15 @@ namespace gpuledger {
 
 inline constexpr uint64_t kLargestConfigNumber = uint64_t{1} << 31;  // so that 2 * a * b fits in 64 bits
 
-// Parses a configuration: a JSON object, nested at most 64 levels. `name` is what errors call it.
-absl::StatusOr<nlohmann::json> ParseConfig(const std::string& name, std::string_view text);
-
 // After an error every number is 1 and every flag false: check status() before what they led to is used.
 // `config` must outlive the reader.
 class ConfigReader {
  public:
   // `prefix` is put before keys in errors, as in "text_config.".
-  ConfigReader(std::string name, const nlohmann::json& config, std::string prefix = {});
+  ConfigReader(std::string name, const nlohmann::ordered_json& config, std::string prefix = {});
 
   [[nodiscard]] const absl::Status& status() const { return status_; }
-  [[nodiscard]] const nlohmann::json& config() const { return config_; }
+  [[nodiscard]] const nlohmann::ordered_json& config() const { return config_; }
   [[nodiscard]] bool Has(std::string_view key) const;  // and it is not null
 
   // A whole number from 1 to kLargestConfigNumber that must be there.
@@ -40,9 +36,9 @@ class ConfigReader {
   void Fail(std::string_view key, std::string_view what);
 
  private:
-  const nlohmann::json* Find(std::string_view key) const;  // null also for a JSON null
+  const nlohmann::ordered_json* Find(std::string_view key) const;  // null also for a JSON null
   const std::string name_;
-  const nlohmann::json& config_;
+  const nlohmann::ordered_json& config_;
   const std::string prefix_;
   absl::Status status_;
 };

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "file_io.h"
+#include "json_text.h"
 #include "synth_config.h"
 #include "synth_shape_list.h"
 
@@ -100,7 +101,7 @@ Dtype DtypeOf(ConfigReader& config, ConfigReader& text) {
 }
 
 // The part of a configuration that describes the text model.
-const nlohmann::json& TextConfig(const nlohmann::json& config) {
+const nlohmann::ordered_json& TextConfig(const nlohmann::ordered_json& config) {
   const auto found = config.find("text_config");
   return found != config.end() && found->is_object() ? *found : config;
 }
@@ -119,10 +120,10 @@ void ListFamily(const std::string& model_type, ConfigReader& config, ConfigReade
 }  // namespace
 
 absl::StatusOr<std::vector<TensorInfo>> ShapesFromConfig(const std::string& name, std::string_view config) {
-  const absl::StatusOr<nlohmann::json> parsed = ParseConfig(name, config);
+  const absl::StatusOr<nlohmann::ordered_json> parsed = ParseJsonObject(name, config);
   if (!parsed.ok()) return parsed.status();
   ConfigReader reader(name, *parsed);
-  const nlohmann::json& text_config = TextConfig(*parsed);
+  const nlohmann::ordered_json& text_config = TextConfig(*parsed);
   ConfigReader text(name, text_config, &text_config == &*parsed ? "" : "text_config.");
   if (!reader.Has("model_type")) reader.Fail("model_type", "is missing");
   ShapeList list(DtypeOf(reader, text));

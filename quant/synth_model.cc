@@ -6,14 +6,13 @@
 
 #include "file_io.h"
 #include "gpuledger/synth.h"
+#include "json_text.h"
 #include "synth_families.h"
 #include "synth_shapes.h"
 #include "synth_values.h"
 
 namespace gpuledger {
 namespace {
-
-constexpr uint64_t kMostConfigBytes = 4u << 20;
 
 class SynthSource final : public ModelSource {
  public:

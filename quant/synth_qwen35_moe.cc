@@ -46,7 +46,7 @@ std::vector<bool> FullAttention(ConfigReader& config, uint64_t layers) {
     for (uint64_t i = 0; i < layers; ++i) full[i] = (i + 1) % interval == 0;
     return full;
   }
-  const nlohmann::json& types = config.config().at("layer_types");
+  const nlohmann::ordered_json& types = config.config().at("layer_types");
   if (!types.is_array() || types.size() != layers) {
     config.Fail("layer_types", fmt::format("must be a list of {} names, one for each layer", layers));
     return full;

@@ -42,7 +42,7 @@ uint64_t CountOf(ConfigReader& config, std::string_view key) {
 
 std::string ClassOf(ConfigReader& config) {
   if (!config.Has("architectures")) return {};
-  const nlohmann::json& names = config.config().at("architectures");
+  const nlohmann::ordered_json& names = config.config().at("architectures");
   if (names.is_array() && names.size() == 1 && names[0].is_string()) return names[0].get<std::string>();
   config.Fail("architectures", "must be a list of one name");
   return {};

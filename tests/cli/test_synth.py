@@ -3,14 +3,16 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import statistics
-import struct
 import subprocess
 import time
 
+import huggingface_hub
 import numpy
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from safetensors import safe_open
@@ -57,25 +59,19 @@ def test_transformers_loads_each_tiny_model_without_a_key_too_few_or_too_many(na
         assert torch.isfinite(model.float()(input_ids=torch.tensor([[3, 4, 5, 6]])).logits).all()
 
 
-def test_shards_and_their_index_are_cut_as_transformers_cuts_them(tmp_path):
-    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    synth("tiny-llama", "--out", ours, "--shard-size", 1000 * 1000)
-    model = transformers.AutoModelForCausalLM.from_pretrained(ours, dtype="auto")
-    model.save_pretrained(theirs, max_shard_size="1MB")
-    index = [json.loads((d / "model.safetensors.index.json").read_text()) for d in (ours, theirs)]
-    assert index[0] == index[1]
-    shards = sorted(p.name for p in ours.glob("*.safetensors"))
-    assert len(shards) > 2 and shards == sorted(p.name for p in theirs.glob("*.safetensors"))
-    for shard in shards:
-        assert read_plain(ours / shard) == read_plain(theirs / shard)
-
-
-def read_plain(path):
-    """Header entries and data of a file, whatever pads the header."""
-    data = path.read_bytes()
-    [length] = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8:8 + length])
-    return {k: v for k, v in header.items() if k != "__metadata__"}, data[8 + length:]
+def test_shards_are_cut_as_the_hub_cuts_them(tmp_path):
+    synth("tiny-llama", "--out", tmp_path / "whole")
+    synth("tiny-llama", "--out", tmp_path / "cut", "--shard-size", 1000 * 1000)
+    index = json.loads((tmp_path / "cut/model.safetensors.index.json").read_text())
+    whole = safetensors.torch.load_file(tmp_path / "whole/model.safetensors")
+    # Published files are cut in the order of the model's modules.
+    in_order = [n for n in transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole").state_dict()]
+    cut = huggingface_hub.split_torch_state_dict_into_shards({n: whole[n] for n in in_order}, max_shard_size=1000 * 1000)
+    assert index["weight_map"] == cut.tensor_to_filename and len(cut.filename_to_tensors) > 2
+    assert index["metadata"] == {"total_size": cut.metadata["total_size"], "total_parameters": 1639680}
+    assert sorted(p.name for p in (tmp_path / "cut").glob("*.safetensors")) == sorted(cut.filename_to_tensors)
+    for name, file in index["weight_map"].items():
+        assert torch.equal(safetensors.torch.load_file(tmp_path / "cut" / file)[name], whole[name])
 
 
 SMALL = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=99, bos_token_id=1, eos_token_id=2,
@@ -208,34 +204,48 @@ def test_bad_arguments_are_sentences_and_leave_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def config_of_layers(path, layers, hidden):
+    """A Llama of about 24 * hidden**2 bytes a layer."""
+    path.write_text(json.dumps(dict(
+        model_type="llama", dtype="bfloat16", hidden_size=hidden, intermediate_size=8 * hidden // 3,
+        num_attention_heads=32, vocab_size=1000, num_hidden_layers=layers)))
+    return path
+
+
+def limit_files():
+    """If what a test stops or has refused were written after all, it would not be more than this."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 30, 4 << 30))
+
+
 def test_a_model_that_the_disk_cannot_hold_is_refused_at_once(tmp_path):
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    layers = free // (218 * 2**20 * 2) + 2
-    (tmp_path / "config.json").write_text(json.dumps(dict(
-        model_type="llama", dtype="bfloat16", hidden_size=4096, intermediate_size=14336, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=128256, num_hidden_layers=layers)))
-    start = time.monotonic()
-    ran = gpuledger("synth", tmp_path / "config.json", "--out", tmp_path / "out", code=1)
-    assert time.monotonic() - start < 5
+    config = config_of_layers(tmp_path / "config.json", 2 * free // (24 * 8192**2) + 1, 8192)
+    ran = subprocess.run([BINARY, "synth", config, "--out", tmp_path / "out"], capture_output=True, text=True,
+                         preexec_fn=limit_files)
+    assert ran.returncode == 1
     assert "on disk, and" in ran.stderr and "are free; free" in ran.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_stopped_while_it_writes_it_leaves_no_model(number, code, tmp_path):
-    # 13 GB would take seconds; it is stopped once the first bytes are there.
-    process = subprocess.Popen([BINARY, "synth", "llama-3-8b", "--out", tmp_path / "out"], stderr=subprocess.PIPE)
+    # Three GB take over a second; it is stopped once the first bytes are there.
+    config = config_of_layers(tmp_path / "config.json", 8, 4096)
+    place = tmp_path / "place"
+    place.mkdir()
+    process = subprocess.Popen([BINARY, "synth", config, "--out", place / "out"], stderr=subprocess.PIPE,
+                               preexec_fn=limit_files)
     deadline = time.monotonic() + 60
-    while not any(p.stat().st_size > 2**20 for p in tmp_path.rglob("*safetensors*")):
+    while sum(p.stat().st_size for p in place.rglob("*safetensors*")) < 2**20:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)
     _, text = process.communicate(timeout=120)
     assert process.returncode == code
-    assert not (tmp_path / "out").exists()
+    assert not (place / "out").exists()
     if number != signal.SIGKILL:
         assert b"stopped, and nothing is left" in text
-        assert list(tmp_path.iterdir()) == []
+        assert list(place.iterdir()) == []
     else:  # what is left is hidden, has no config.json, and no file under its final name
-        assert all(p.name.startswith(".") for p in tmp_path.iterdir())
-        assert not list(tmp_path.rglob("config.json")) and not list(tmp_path.rglob("*.safetensors"))
+        assert all(p.name.startswith(".") for p in place.iterdir())
+        assert not list(place.rglob("config.json")) and not list(place.rglob("*.safetensors"))
