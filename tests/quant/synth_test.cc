@@ -154,7 +154,8 @@ TEST(SynthShapes, DescribeEachNameWithItsNumberOfParameters) {
 TEST(SynthShapes, OfFourLayersOfQwenAreThoseMeasuredWithTransformers) {
   Bytes bytes;
   uint64_t linears = 0, linear_elements = 0;
-  for (const TensorInfo& tensor : Synth("qwen3.5-moe-4l")->tensors()) {
+  const auto source = Synth("qwen3.5-moe-4l");
+  for (const TensorInfo& tensor : source->tensors()) {
     bytes += tensor.size;
     linears += IsLinear(tensor) ? 1 : 0;
     linear_elements += IsLinear(tensor) ? tensor.elements : 0;
