@@ -16,15 +16,21 @@ endif()
 # Part of every target, also of those that an installed package exports without it.
 link_libraries($<BUILD_INTERFACE:gpuledger_flags>)
 
-# gpuledger_test(NAME SOURCES a.cc ... [LIBRARIES ...] [LABELS cpu|gpu|stress ...] [PROPERTIES ...])
-# One GoogleTest program; each of its tests is a ctest test. A test that skips itself is reported skipped.
+# gpuledger_test(NAME SOURCES a.cc ... [INTERNALS] [LIBRARIES ...] [LABELS cpu|gpu|stress ...] [PROPERTIES ...])
+# One GoogleTest program; each of its tests is a ctest test. A test that skips itself is reported skipped. With INTERNALS it
+# sees private headers, and links the library's objects in place of the shared library, which hides what they declare.
 function(gpuledger_test name)
-  cmake_parse_arguments(arg "" "" "SOURCES;LIBRARIES;LABELS;PROPERTIES" ${ARGN})
+  cmake_parse_arguments(arg "INTERNALS" "" "SOURCES;LIBRARIES;LABELS;PROPERTIES" ${ARGN})
   if(NOT arg_LABELS)
     set(arg_LABELS cpu)
   endif()
   add_executable(${name} ${arg_SOURCES})
-  target_link_libraries(${name} PRIVATE gpuledger::gpuledger fmt::fmt-header-only GTest::gtest GTest::gmock GTest::gtest_main
+  if(arg_INTERNALS)
+    set(library gpuledger_internals)
+  else()
+    set(library gpuledger::gpuledger)
+  endif()
+  target_link_libraries(${name} PRIVATE ${library} fmt::fmt-header-only GTest::gtest GTest::gmock GTest::gtest_main
                         ${arg_LIBRARIES})
   include(GoogleTest)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60

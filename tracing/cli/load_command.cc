@@ -79,6 +79,12 @@ ExitCode RunLoad(const LoadFlags& flags) {
     fmt::print(out, "  {} written to {}, {} other files beside it\n", Human(written->model_bytes), flags.out,
                written->copied.size());
     for (const std::string& left_out : written->left_out) fmt::print(out, "{}\n", style.Dim("  left out: " + left_out));
+    if (written->own_layout > 0) {
+      fmt::print(stderr,
+                 "gpuledger: {} weights of experts are written in a layout of our own (quant/CHECKPOINT.md), which gpuledger "
+                 "loads and transformers does not\n",
+                 written->own_layout);
+    }
     json["out"] = flags.out;
     json["out_bytes"] = written->model_bytes.count();
   }
