@@ -148,9 +148,9 @@ def test_text_for_people_fits_a_screen_and_has_no_colour_in_a_pipe(minilm):
     "arguments, says",
     [
         ([], "subcommand is required"),
-        (["plan"], "MODEL is required"),
-        (["load", "MODEL", "--quant", "fp4"], "quantizes to nf4 only"),
-        (["load", "MODEL", "--block", "128"], "blocks of 64 only"),
+        (["plan"], "name one model"),
+        (["load", "MODEL", "--quant", "int4"], "nf4 and fp4"),
+        (["load", "MODEL", "--block", "100"], "32, 64, 128"),
         (["load", "MODEL", "--device", "cuda:0"], "no CUDA upstream yet"),
         (["load", "MODEL", "--device", "tpu"], "no such device"),
         (["load", "MODEL", "--cap", "plenty"], "--cap"),

@@ -83,23 +83,25 @@ def test_opt_350m_stays_under_229_megabytes_with_two_slots_of_2_mib():
     assert answer("load", *flags, "--cap", result["peak_bytes"] - HANDLE, code=4)["exit_code"] == 4
 
 
+ROUTERS = 32 * 8 * 4096  # Mixtral's, which the published figures count in 4 bit and which stay in 16
+
+
 @pytest.mark.parametrize(
-    "shapes, plain, double",
+    "shapes, plain, double, apart",
     [
-        ("opt-350m", 226_784_384, 212_803_528),
-        ("llama-3-8b", 6.028e9, 5.703e9),
-        ("llama-3-70b", 42.709e9, 39.518e9),
-        ("command-r", 22.692e9, 21.159e9),
-        ("mixtral-8x7b", 26.648e9, 24.483e9),
-        ("qwen3.5-35b-a3b", 20.991e9, 19.423e9),
+        ("opt-350m", 226_784_384, 212_803_528, 0),
+        ("llama-3-8b", 6.028e9, 5.703e9, 0.5e6),
+        ("llama-3-70b", 42.709e9, 39.518e9, 0.5e6),
+        ("command-r", 22.692e9, 21.159e9, 0.5e6),
+        ("mixtral-8x7b", 26.648e9, 24.483e9, 0.5e6 + 1.5 * ROUTERS),
+        ("qwen3.5-35b-a3b", 20.991e9, 19.423e9, 0.5e6),
     ],
 )
-def test_known_models_end_at_their_published_sizes(shapes, plain, double):
+def test_known_models_end_at_their_published_sizes(shapes, plain, double, apart):
     for flags, expected in (((), plain), (("--double-quant",), double)):
         ran = gpuledger("plan", "--source", f"synth:{shapes}", "--json", *flags)
         assert ran.returncode in (0, 4), ran.stderr  # 4: more than this machine has
-        final = json.loads(ran.stdout)["final_bytes"]
-        assert final == expected if isinstance(expected, int) else abs(final - expected) < 5.1e5 + 1e6 * (expected > 1e10), final
+        assert json.loads(ran.stdout)["final_bytes"] == pytest.approx(expected, abs=apart)
 
 
 def test_experts_are_quantized_and_written_in_a_layout_of_our_own_with_one_warning(tmp_path):
