@@ -1,6 +1,7 @@
 """The 4-bit codec beside bitsandbytes' CPU backend; a part of collect.py. Names are those of codec_bench.cc."""
 
 import json
+import os
 
 import codec_peer
 
@@ -21,14 +22,25 @@ def ours(path):
 
 
 def measure(path, repetitions):
-    rows = []
-    for (operation, quant, element, block), speed in ours(path).items():
-        peer = None
+    """A row for each operation and format; the peer runs on as many threads as there are cores."""
+    speeds, rows = ours(path), []
+    for quant, element, block in sorted({key[1:] for key in speeds}):
+        peer = {}
         if block in PEER_BLOCKS:
-            peer = codec_peer.gigabytes_per_second(operation, quant, element, int(block), ELEMENTS, repetitions)
-            print(f"  {operation} {quant} {element} {block}: gpuledger {speed['1']:.2f}, bitsandbytes {peer:.2f} GB/s", flush=True)
-        rows.append({"operation": operation, "type": quant, "element": element, "block": int(block), "gpuledger": speed,
-                     "bitsandbytes": peer})
+            both = codec_peer.gigabytes_per_second(quant, element, int(block), ELEMENTS, repetitions, threads=os.cpu_count())
+            peer = dict(zip(("Quantize", "Dequantize"), both))
+            print(f"  bitsandbytes {quant} {element} {block}: {both[0]:.3f}, {both[1]:.3f} GB/s", flush=True)
+        for operation in ("Quantize", "Dequantize"):
+            rows.append(
+                {
+                    "operation": operation,
+                    "type": quant,
+                    "element": element,
+                    "block": int(block),
+                    "gpuledger": speeds[operation, quant, element, block],
+                    "bitsandbytes": peer.get(operation),
+                }
+            )
     return rows
 
 
@@ -36,7 +48,7 @@ def markdown(rows):
     lines = [
         "## The 4-bit codec, GB/s of the 16- or 32-bit side",
         "",
-        f"{ELEMENTS:,} elements in memory; medians. bitsandbytes' CPU backend uses both cores; the ratio is ours on one core ÷ it, "
+        f"{ELEMENTS:,} elements in memory; medians. bitsandbytes' CPU backend has all cores; the ratio is ours on one core ÷ it, "
         "more is faster.",
         "",
         "| operation | type | element | block | gpuledger, 1 thread | 2 threads | bitsandbytes | ratio |",
