@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "codec_floats.h"
+
 namespace gpuledger {
 namespace {
 
@@ -81,29 +83,6 @@ std::array<double, kQuantiles> StandardQuantiles() {
   return quantiles;
 }
 
-// Rounds to nearest even; no value here is infinite, NaN or, as a float or bfloat16, subnormal.
-template <class T>
-T Rounded(float value, Dtype dtype);
-
-template <>
-float Rounded<float>(float value, Dtype) {
-  return value;
-}
-
-template <>
-uint16_t Rounded<uint16_t>(float value, Dtype dtype) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if (dtype == Dtype::kBF16) return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);
-  const uint32_t sign = bits >> 31 << 15;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 113u << 23) {  // 2^-14, the smallest normal half
-    return static_cast<uint16_t>(sign | ((magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1)) >> 13));
-  }
-  // The last bit of a float in [0.5, 1) is worth 2^-24, as is that of a subnormal half.
-  return static_cast<uint16_t>(sign |
-                               (std::bit_cast<uint32_t>(std::abs(value) + 0.5f) - std::bit_cast<uint32_t>(0.5f)));
-}
-
 template <class T>
 using Table = std::array<T, kQuantiles>;
 
@@ -111,13 +90,13 @@ template <class T>
 using Tables = std::array<Table<T>, std::size(kDistributions)>;
 
 template <class T>
-const Tables<T>* MakeTables(Dtype dtype) {
+const Tables<T>* MakeTables() {
   static const Table<double>* const standard = new Table<double>(StandardQuantiles());
   auto* const tables = new Tables<T>;
   for (size_t kind = 0; kind < tables->size(); ++kind) {
     for (size_t i = 0; i < kQuantiles; ++i) {
       const double value = kDistributions[kind].mean + kDistributions[kind].deviation * (*standard)[i];
-      (*tables)[kind][i] = Rounded<T>(static_cast<float>(value), dtype);
+      codec::FromFloat(static_cast<float>(value), &(*tables)[kind][i]);
     }
   }
   return tables;
@@ -155,9 +134,9 @@ bool HasSynthValues(Dtype dtype) { return dtype == Dtype::kF32 || dtype == Dtype
 
 void FillSynthValues(uint64_t seed, std::string_view name, Dtype dtype, uint64_t offset, std::span<std::byte> out) {
   // Never freed: another thread may still read when the process ends.
-  static const Tables<float>* const float32 = MakeTables<float>(Dtype::kF32);
-  static const Tables<uint16_t>* const float16 = MakeTables<uint16_t>(Dtype::kF16);
-  static const Tables<uint16_t>* const bfloat16 = MakeTables<uint16_t>(Dtype::kBF16);
+  static const Tables<float>* const float32 = MakeTables<float>();
+  static const Tables<codec::Float16>* const float16 = MakeTables<codec::Float16>();
+  static const Tables<codec::BFloat16>* const bfloat16 = MakeTables<codec::BFloat16>();
   const Kind kind = KindOf(name);
   const uint64_t key = KeyOf(seed, name);
   switch (dtype) {

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "codec_floats.h"
 #include "gpuledger/codec.h"
 
 namespace gpuledger {
@@ -39,35 +40,9 @@ void Scales(const FourBitLayout& layout, const std::byte* block, uint64_t first,
   RestoreAbsmax({codes, out.size()}, {&nested, 1}, offset, out);
 }
 
-// The codec widens exactly, so that a value quantized to itself could not be told apart: floats are compared as floats.
-double ToDouble(FloatType type, const std::byte* source, uint64_t index) {
-  switch (type) {
-    case FloatType::kFloat32: return Load<float>(source + 4 * index);
-    case FloatType::kBFloat16:
-      return std::bit_cast<float>(static_cast<uint32_t>(Load<uint16_t>(source + 2 * index)) << 16);
-    case FloatType::kFloat16: break;
-  }
-  const auto bits = Load<uint16_t>(source + 2 * index);
-  const int exponent = (bits >> 10) & 31;
-  const int fraction = bits & 1023;
-  const double magnitude = exponent == 31  ? (fraction == 0 ? INFINITY : NAN)
-                           : exponent == 0 ? std::ldexp(fraction, -24)
-                                           : std::ldexp(1024 + fraction, exponent - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
-}  // namespace
-
-void ErrorSums::Add(const ErrorSums& other) {
-  error += other.error;
-  max_error = std::max(max_error, other.max_error);
-  square += other.square;
-  elements += other.elements;
-  not_finite += other.not_finite;
-}
-
-ErrorSums CompareWithBlock(const FourBitLayout& layout, const std::byte* block, FloatType type, const std::byte* source,
-                           uint64_t first, uint64_t count) {
+template <class T>
+ErrorSums Compare(const FourBitLayout& layout, const std::byte* block, const std::byte* source, uint64_t first,
+                  uint64_t count) {
   ErrorSums sums;
   std::array<float, kPiece> values;
   std::array<float, kPiece / kSmallestBlock> scales;
@@ -82,7 +57,7 @@ ErrorSums CompareWithBlock(const FourBitLayout& layout, const std::byte* block, 
     Dequantize4Bit(layout.format, {reinterpret_cast<const uint8_t*>(block) + at / 2, PackedBytes(size).count()},
                    piece_scales, size, FloatType::kFloat32, values.data());
     for (uint64_t i = 0; i < size; ++i) {
-      const double expected = ToDouble(type, source, done + i);
+      const double expected = codec::ToFloat(Load<T>(source + sizeof(T) * (done + i)));
       if (!std::isfinite(expected)) {
         sums.not_finite += 1;
         continue;
@@ -96,6 +71,21 @@ ErrorSums CompareWithBlock(const FourBitLayout& layout, const std::byte* block, 
     done += size;
   }
   return sums;
+}
+
+}  // namespace
+
+void ErrorSums::Add(const ErrorSums& other) {
+  error += other.error;
+  max_error = std::max(max_error, other.max_error);
+  square += other.square;
+  elements += other.elements;
+  not_finite += other.not_finite;
+}
+
+ErrorSums CompareWithBlock(const FourBitLayout& layout, const std::byte* block, FloatType type, const std::byte* source,
+                           uint64_t first, uint64_t count) {
+  return codec::WithFloatType(type, [&]<class T>(T*) { return Compare<T>(layout, block, source, first, count); });
 }
 
 double ExpectedRelativeError(const FourBitFormat& format) {
