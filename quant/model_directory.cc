@@ -14,8 +14,6 @@
 namespace gpuledger {
 namespace {
 
-constexpr std::string_view kSingleFile = "model.safetensors";
-
 class ModelDirectory final : public ModelSource {
  public:
   ModelDirectory(std::string directory, std::string config, std::vector<SafetensorsFile> files)
@@ -80,7 +78,7 @@ absl::StatusOr<std::string> ReadConfig(const std::string& directory, const Allow
 
 // What to say where neither a file nor an index of safetensors is.
 absl::Status NoWeights(const std::string& directory) {
-  const std::string path = fmt::format("{}/{}", directory, kSingleFile);
+  const std::string path = fmt::format("{}/{}", directory, kModelFileName);
   std::error_code error;
   for (const std::string_view pickled : {"pytorch_model.bin", "pytorch_model.bin.index.json"}) {
     if (std::filesystem::exists(fmt::format("{}/{}", directory, pickled), error)) {
@@ -95,7 +93,7 @@ absl::Status NoWeights(const std::string& directory) {
 }
 
 absl::StatusOr<std::vector<SafetensorsFile>> OpenSingle(const std::string& directory, const AllowedRoots& roots) {
-  const absl::StatusOr<std::string> path = PathOf(directory, kSingleFile, roots);
+  const absl::StatusOr<std::string> path = PathOf(directory, kModelFileName, roots);
   if (!path.ok()) return path.status();
   absl::StatusOr<SafetensorsFile> file = SafetensorsFile::Open(*path);
   if (!file.ok()) return file.status();
@@ -164,7 +162,7 @@ absl::StatusOr<std::shared_ptr<const ModelSource>> OpenModel(const std::string& 
   if (!roots.ok()) return roots.status();
   // Weights first: what is missing here says more about the directory than a missing config.json.
   absl::StatusOr<std::vector<SafetensorsFile>> files = OpenSingle(directory, *roots);
-  if (absl::IsNotFound(files.status()) && !Exists(fmt::format("{}/{}", directory, kSingleFile))) {
+  if (absl::IsNotFound(files.status()) && !Exists(fmt::format("{}/{}", directory, kModelFileName))) {
     files =
         Exists(fmt::format("{}/{}", directory, kShardIndexName)) ? OpenShards(directory, *roots) : NoWeights(directory);
   }

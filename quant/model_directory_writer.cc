@@ -6,11 +6,12 @@
 #include <cerrno>
 #include <future>
 #include <nlohmann/json.hpp>
-#include <tuple>
 #include <utility>
 
 #include "file_io.h"
 #include "gpuledger/synth.h"
+#include "safetensors_header.h"
+#include "shard_index.h"
 #include "temporary_directory.h"
 
 namespace gpuledger {
@@ -24,8 +25,7 @@ struct Shard {
   Bytes size;
 };
 
-// In the model's order, as transformers cuts it; within a file in the order of the safetensors package, whose readers
-// want every tensor aligned to its type.
+// In the model's order, as transformers cuts it; within a file in the file's.
 std::vector<Shard> CutIntoShards(const ModelSource& source, Bytes shard_size) {
   std::vector<Shard> shards(1);
   for (const TensorInfo& tensor : source.tensors()) {
@@ -37,11 +37,9 @@ std::vector<Shard> CutIntoShards(const ModelSource& source, Bytes shard_size) {
     shards.back().size += tensor.size;
   }
   for (size_t i = 0; i < shards.size(); ++i) {
-    shards[i].file = shards.size() == 1 ? "model.safetensors"
-                                        : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
-    std::sort(shards[i].tensors.begin(), shards[i].tensors.end(), [](const TensorInfo* a, const TensorInfo* b) {
-      return std::tie(b->dtype, a->name) < std::tie(a->dtype, b->name);
-    });
+    shards[i].file = ShardFileName(i, shards.size());
+    std::sort(shards[i].tensors.begin(), shards[i].tensors.end(),
+              [](const TensorInfo* a, const TensorInfo* b) { return ComesBefore(*a, *b); });
   }
   return shards;
 }
@@ -56,7 +54,7 @@ Bytes TotalSize(const std::vector<Shard>& shards) {
 // estimated generously.
 absl::Status CheckSpace(const std::string& out, const ModelSource& source, Bytes total) {
   struct statvfs info;
-  if (::statvfs(DirectoryOf(NormalPath(out)).c_str(), &info) != 0) return absl::OkStatus();  // creating says why
+  if (::statvfs(DirectoryOf(NormalPath(out)).c_str(), &info) != 0) return absl::OkStatus();  // writing will tell
   Bytes needed = total + Bytes(source.config().size()) + total / 1000u;
   for (const TensorInfo& tensor : source.tensors()) needed += Bytes(2 * tensor.name.size() + 256);
   const Bytes available = Bytes(uint64_t{info.f_bavail}) * uint64_t{info.f_frsize};
@@ -145,14 +143,6 @@ class DirectoryWriter {
   std::array<Piece, 2> pieces_;
 };
 
-absl::Status WriteText(const std::string& path, std::string_view text) {
-  absl::StatusOr<FileDescriptor> file = CreateNew(path);
-  if (!file.ok()) return file.status();
-  uint64_t written = 0;
-  absl::Status status = WriteAll(*file, path, std::as_bytes(std::span(text)), &written);
-  return status.ok() ? SyncAndClose(*file, path) : status;
-}
-
 absl::Status WriteIndex(const std::string& path, const std::vector<Shard>& shards, Bytes total) {
   uint64_t parameters = 0;
   nlohmann::json files = nlohmann::json::object();  // sorted by name, as transformers does
@@ -164,7 +154,7 @@ absl::Status WriteIndex(const std::string& path, const std::vector<Shard>& shard
   }
   const nlohmann::json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", total.count()}}},
                                 {"weight_map", std::move(files)}};
-  return WriteText(path, index.dump(2) + "\n");
+  return WriteNewFile(path, index.dump(2) + "\n");
 }
 
 }  // namespace
@@ -183,12 +173,12 @@ absl::Status WriteModelDirectory(const ModelSource& source, const std::string& o
     if (absl::Status status = writer.WriteShard(directory->path(), shard); !status.ok()) return status;
   }
   if (shards.size() > 1) {
-    const std::string index = directory->path() + "/model.safetensors.index.json";
+    const std::string index = fmt::format("{}/{}", directory->path(), kShardIndexName);
     if (absl::Status status = WriteIndex(index, shards, total); !status.ok()) return status;
   }
   // Last, because a directory without it is no model, even if the writer is killed here.
-  if (absl::Status status = WriteText(directory->path() + "/config.json", source.config()); !status.ok()) return status;
-  return directory->Publish();
+  absl::Status status = WriteNewFile(directory->path() + "/config.json", source.config());
+  return status.ok() ? directory->Publish() : status;
 }
 
 }  // namespace gpuledger

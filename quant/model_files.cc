@@ -4,7 +4,6 @@
 #include <filesystem>
 #include <map>
 #include <system_error>
-#include <tuple>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -44,7 +43,7 @@ uint64_t SizeOf(const TensorSpec& spec) {
   return size.count();
 }
 
-// The sum of all sizes. What is to be written must have one, and lies in memory with just that many bytes.
+// The sum of all sizes; every tensor must have one.
 absl::StatusOr<uint64_t> CheckSizes(const std::string& target, const std::vector<ModelTensor>& tensors) {
   uint64_t sum = 0;
   for (const ModelTensor& tensor : tensors) {
@@ -57,13 +56,6 @@ absl::StatusOr<uint64_t> CheckSizes(const std::string& target, const std::vector
     }
   }
   return sum;
-}
-
-// In safetensors' order, so that every tensor is aligned to its type.
-void SortForFile(std::span<ModelTensor> tensors) {
-  std::sort(tensors.begin(), tensors.end(), [](const ModelTensor& a, const ModelTensor& b) {
-    return std::tie(b.spec.dtype, a.spec.name) < std::tie(a.spec.dtype, b.spec.name);
-  });
 }
 
 // Cuts the list so that no part is larger than `limit`, unless it is a single group.
@@ -156,9 +148,9 @@ absl::StatusOr<WrittenFiles> WriteModelFiles(const std::string& directory, const
   WrittenFiles written{Bytes(), shards.size()};
   std::map<std::string_view, std::string> files;
   for (size_t i = 0; i < shards.size(); ++i) {
-    SortForFile(shards[i]);
-    const std::string name = shards.size() == 1 ? "model.safetensors"
-                                                : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, shards.size());
+    std::sort(shards[i].begin(), shards[i].end(),
+              [](const ModelTensor& a, const ModelTensor& b) { return ComesBefore(a.spec, b.spec); });
+    const std::string name = ShardFileName(i, shards.size());
     const absl::StatusOr<uint64_t> size = WriteFile(directory + "/" + name, shards[i], metadata, meter);
     if (!size.ok()) return size.status();
     written.bytes += Bytes(*size);

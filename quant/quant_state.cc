@@ -2,7 +2,6 @@
 
 #include <array>
 #include <cmath>
-#include <optional>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,9 +17,6 @@ namespace {
 constexpr std::array<std::string_view, 7> kKeys = {"quant_type",       "blocksize",    "dtype",        "shape",
                                                    "nested_blocksize", "nested_dtype", "nested_offset"};
 constexpr size_t kPlainKeys = 4;  // without double quantization
-
-// A dimension count beyond PyTorch's is damage; without a limit the shape could need more memory than its text.
-constexpr size_t kMostDimensions = 64;
 
 class StateHandler final : public JsonHandler {
  public:
@@ -44,7 +40,9 @@ class StateHandler final : public JsonHandler {
   }
   bool number_unsigned(uint64_t value) override {
     if (in_shape_) {
-      if (state_.shape.size() == kMostDimensions) return Reject("the shape has more than 64 dimensions");
+      if (state_.shape.size() == kMostDimensions) {
+        return Reject(fmt::format("the shape has more than {} dimensions", kMostDimensions));
+      }
       state_.shape.push_back(value);
       return true;
     }

@@ -27,8 +27,6 @@ constexpr DtypeRow kDtypes[] = {
 };
 static_assert(std::size(kDtypes) == static_cast<size_t>(Dtype::kU64) + 1);
 
-constexpr size_t kMostDimensions = 64;  // PyTorch's limit; without one, a shape could need more memory than its text
-
 // Receives the parser's events. Nothing nests deeper than {tensor: {shape: [, so deeper input stops at once.
 class HeaderHandler final : public JsonHandler {
  public:

@@ -119,6 +119,11 @@ void SortFiles(ShardIndex& index) {
 
 }  // namespace
 
+std::string ShardFileName(size_t index, size_t count) {
+  if (count == 1) return std::string(kModelFileName);
+  return fmt::format("model-{:05}-of-{:05}.safetensors", index + 1, count);
+}
+
 absl::StatusOr<ShardIndex> ParseShardIndex(const std::string& path, std::string_view text) {
   IndexHandler handler(path);
   if (absl::Status status = handler.Parse(text); !status.ok()) return status;

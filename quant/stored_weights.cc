@@ -1,6 +1,5 @@
 // The 4-bit weights of a model that is stored in 4 bit: FindStoredWeights.
 #include <cstring>
-#include <optional>
 #include <utility>
 
 #include <absl/container/flat_hash_map.h>
