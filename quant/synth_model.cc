@@ -55,12 +55,7 @@ absl::StatusOr<std::string> ReadConfig(const std::string& shapes) {
     return absl::NotFoundError(fmt::format("{}: is neither the path of a config.json nor one of {}", Quoted(shapes),
                                            fmt::join(KnownNames(), ", ")));
   }
-  absl::StatusOr<std::string> text = ReadSmallFile(shapes, kMostConfigBytes);
-  if (absl::IsOutOfRange(text.status())) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: is larger than {} bytes, so it is no configuration", shapes, kMostConfigBytes));
-  }
-  return text;
+  return ReadSmallFile(shapes, kMostConfigBytes);
 }
 
 }  // namespace
