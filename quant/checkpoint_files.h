@@ -1,4 +1,4 @@
-// checkpoint_files.h - what lies beside the weights of a model directory: its configuration and small files.
+// quant/checkpoint_files.h - what lies beside the weights of a model directory: its configuration and small files.
 #pragma once
 
 #include <span>

@@ -1,4 +1,4 @@
-// Floats of 16 bits to 32 and back, as F16C and PyTorch convert them, in portable arithmetic.
+// quant/codec_floats.h - floats of 16 bits to 32 and back, as F16C and PyTorch convert them, in portable arithmetic.
 #pragma once
 
 #include <bit>

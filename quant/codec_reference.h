@@ -1,4 +1,4 @@
-// The scalar reference of both dialects: what every faster codec is compared with, byte by byte.
+// quant/codec_reference.h - the scalar reference of both dialects, which every faster codec must equal byte by byte.
 //
 // Contracts are those of gpuledger/codec.h. Sizes are the caller's to check.
 #pragma once

@@ -1,4 +1,4 @@
-// The codec over whole blocks, in the widest SIMD that the machine has: the bytes of codec_reference.h.
+// quant/codec_simd.h - the codec over whole blocks, in the widest SIMD there is: the bytes of codec_reference.h.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Tables and cut points of the 4-bit codes, for the scalar reference and the SIMD codec alike.
+// quant/codec_tables.h - tables and cut points of the 4-bit codes, for the scalar reference and the SIMD codec alike.
 //
 // Values in ascending order have a *rank*, 0 to 15. A scaled value's rank is the number of cut points below it; a code
 // is found from its rank (in NF4 they are the same). Each dialect is a set of cut points: where bitsandbytes compares

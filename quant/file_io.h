@@ -1,4 +1,4 @@
-// file_io.h - files as quant needs them: every call checked, interrupted and short ones continued, nothing replaced.
+// quant/file_io.h - files as quant needs them: every call checked, short ones continued, nothing replaced.
 //
 // Statuses name the path and carry the system's reason; a full disk is kResourceExhausted. Thread-safe, no state.
 #pragma once

@@ -1,4 +1,4 @@
-// synth_config.h - the values of a configuration by key, each checked; the first that is missing or wrong is the error.
+// quant/synth_config.h - the values of a configuration by key, each checked; the first that is wrong is the error.
 #pragma once
 
 #include <absl/status/status.h>

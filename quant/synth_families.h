@@ -1,4 +1,4 @@
-// synth_families.h - all tensors of a model, names, shapes and dtypes, from its configuration alone.
+// quant/synth_families.h - all tensors of a model, names, shapes and dtypes, from its configuration alone.
 //
 // The names are those of published checkpoints. Known are the families in synth_families.cc; of Qwen3.5-MoE the text
 // part, without the vision tower and the layers of multi-token prediction.

@@ -1,4 +1,4 @@
-// synth_shape_list.h - what the families share: the list that they add tensors to, and questions to a configuration.
+// quant/synth_shape_list.h - what the families share: the list of tensors, and questions to a configuration.
 #pragma once
 
 #include <cstdint>

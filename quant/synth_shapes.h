@@ -1,4 +1,4 @@
-// synth_shapes.h - the models that are known by name: the text of their config.json.
+// quant/synth_shapes.h - the models that are known by name: the text of their config.json.
 #pragma once
 
 #include <string_view>

@@ -1,4 +1,4 @@
-// synth_values.h - seeded values at any position of any tensor, in any order, the same on every machine.
+// quant/synth_values.h - seeded values at any position of any tensor, in any order, the same on every machine.
 //
 // Four consecutive elements come from one 64-bit mix of (seed, name, position / 4); each picks one of 8192 quantiles of
 // its distribution, in the tensor's own dtype. So the largest of them are 3.85 standard deviations from the mean.
