@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "gpuledger/plan.h"
@@ -81,5 +82,9 @@ ExitCode CodeFor(const absl::Status& status);
 // Says on stderr what went wrong, with --json also on stdout, and returns the code.
 ExitCode Fail(const absl::Status& status, bool json);
 ExitCode Fail(ExitCode code, std::string_view message, bool json);
+// The same for what went wrong while files were written: a full disk is no memory error.
+ExitCode FailToWrite(const absl::Status& status, bool json);
+// The status's sentence. Debian's absl::string_view is not std's.
+std::string_view Message(const absl::Status& status);
 
 }  // namespace gpuledger::cli

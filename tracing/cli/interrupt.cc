@@ -25,4 +25,11 @@ void CatchInterrupts() {
 
 bool Interrupted() { return interrupted != 0; }
 
+Progress ShowUntilInterrupted(ProgressBar& bar) {
+  return [&bar](Bytes done, Bytes total) {
+    bar.Update(done, total);
+    return !Interrupted();
+  };
+}
+
 }  // namespace gpuledger::cli

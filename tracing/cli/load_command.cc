@@ -30,10 +30,7 @@ absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& 
   const absl::StatusOr<std::vector<CheckpointTensor>> tensors = result.model.CheckpointTensors();
   if (!tensors.ok()) return tensors.status();
   ProgressBar bar("writing");
-  return WriteCheckpoint(*plan.source, out, *tensors, [&](Bytes done, Bytes total) {
-    bar.Update(done, total);
-    return !Interrupted();
-  });
+  return WriteCheckpoint(*plan.source, out, *tensors, ShowUntilInterrupted(bar));
 }
 
 }  // namespace
@@ -59,10 +56,7 @@ ExitCode RunLoad(const LoadFlags& flags) {
   std::fflush(out);
   absl::StatusOr<LoadResult> result = [&] {
     ProgressBar bar("loading");
-    return Load(*plan, upstream, [&](Bytes done, Bytes total) {
-      bar.Update(done, total);
-      return !Interrupted();
-    });
+    return Load(*plan, upstream, ShowUntilInterrupted(bar));
   }();
   if (!result.ok()) return Fail(result.status(), flags.json);
   fmt::print(out, "{}", LoadProof(*plan, *result, style));
@@ -70,12 +64,7 @@ ExitCode RunLoad(const LoadFlags& flags) {
   nlohmann::ordered_json json = LoadJson(*result);
   if (!flags.out.empty() && result->passed()) {
     const absl::StatusOr<WrittenCheckpoint> written = Write(*plan, *result, flags.out);
-    if (!written.ok()) {
-      // A full disk is no memory error.
-      const bool disk = absl::IsResourceExhausted(written.status());
-      return Fail(disk ? ExitCode::kInternal : CodeFor(written.status()), std::string(written.status().message()),
-                  flags.json);
-    }
+    if (!written.ok()) return FailToWrite(written.status(), flags.json);
     fmt::print(out, "  {} written to {}, {} other files beside it\n", Human(written->model_bytes), flags.out,
                written->copied.size());
     for (const std::string& left_out : written->left_out) fmt::print(out, "{}\n", style.Dim("  left out: " + left_out));

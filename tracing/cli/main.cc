@@ -60,10 +60,9 @@ int Main(int argc, char** argv) {
   }
 }
 
-// Debian's absl::string_view is not std's.
-std::string_view Message(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
-
 }  // namespace
+
+std::string_view Message(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
 
 ExitCode CodeFor(const absl::Status& status) {
   switch (status.code()) {
@@ -83,6 +82,11 @@ ExitCode CodeFor(const absl::Status& status) {
 }
 
 ExitCode Fail(const absl::Status& status, bool json) { return Fail(CodeFor(status), Message(status), json); }
+
+ExitCode FailToWrite(const absl::Status& status, bool json) {
+  const ExitCode code = absl::IsResourceExhausted(status) ? ExitCode::kInternal : CodeFor(status);
+  return Fail(code, Message(status), json);
+}
 
 ExitCode Fail(ExitCode code, std::string_view message, bool json) {
   const Style style(stderr);

@@ -10,9 +10,6 @@
 namespace gpuledger::cli {
 namespace {
 
-// Debian's absl::string_view is not std's.
-std::string_view Message(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
-
 absl::StatusOr<Bytes> SizeFrom(std::string_view flag, const std::string& text) {
   absl::StatusOr<Bytes> size = ParseBytes(text);
   if (!size.ok()) return absl::InvalidArgumentError(fmt::format("{}: {}", flag, Message(size.status())));

@@ -29,12 +29,6 @@ ExitCode ListShapes(bool json) {
   return ExitCode::kFine;
 }
 
-// A full disk is no memory error.
-ExitCode FailToWrite(const absl::Status& status, bool json) {
-  const ExitCode code = absl::IsResourceExhausted(status) ? ExitCode::kInternal : CodeFor(status);
-  return Fail(code, {status.message().data(), status.message().size()}, json);
-}
-
 }  // namespace
 
 void AddSynthFlags(CLI::App& command, SynthFlags& flags) {
@@ -56,8 +50,7 @@ ExitCode RunSynth(const SynthFlags& flags) {
   if (flags.out.empty()) return Fail(ExitCode::kUsage, "--out is missing: the directory to write", flags.json);
   const absl::StatusOr<Bytes> shard_size = ParseBytes(flags.shard_size);
   if (!shard_size.ok()) {
-    return Fail(ExitCode::kUsage, fmt::format("--shard-size: {}", std::string(shard_size.status().message())),
-                flags.json);
+    return Fail(ExitCode::kUsage, fmt::format("--shard-size: {}", Message(shard_size.status())), flags.json);
   }
   const absl::StatusOr<std::shared_ptr<const ModelSource>> source = SynthModel(flags.shapes, flags.seed);
   if (!source.ok()) return Fail(source.status(), flags.json);
@@ -71,10 +64,7 @@ ExitCode RunSynth(const SynthFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   const absl::Status written = [&] {
     ProgressBar bar("writing");
-    return WriteModelDirectory(**source, flags.out, {.shard_size = *shard_size}, [&](Bytes done, Bytes total) {
-      bar.Update(done, total);
-      return !Interrupted();
-    });
+    return WriteModelDirectory(**source, flags.out, {.shard_size = *shard_size}, ShowUntilInterrupted(bar));
   }();
   if (!written.ok()) return FailToWrite(written, flags.json);
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
