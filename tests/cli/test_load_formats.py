@@ -1,28 +1,12 @@
 """`gpuledger load` beyond the first path: every format, synthetic models, verification, memory of the process, Ctrl-C."""
 
 import json
-import os
-import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = pathlib.Path(os.environ.get("GPULEDGER_BINARY", ROOT / "build/release/bin/gpuledger"))
-HANDLE = 2 << 20
-
-
-def gpuledger(*arguments):
-    return subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
-
-
-def answer(*arguments, code=0):
-    ran = gpuledger(*arguments, "--json")
-    assert ran.returncode == code, ran.stderr
-    return json.loads(ran.stdout)
+from command import BINARY, HANDLE, answer, gpuledger
 
 
 def assert_proved(result):
@@ -175,7 +159,7 @@ def test_ctrl_c_returns_everything_and_leaves_no_output(tmp_path):
     process = subprocess.Popen(
         [BINARY, "load", "--source", "synth:llama-3-8b", "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(1.5)
+    process.stdout.readline()  # the promise, printed before the first byte is read
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stdout + stderr

@@ -2,35 +2,34 @@
 
 import json
 import os
-import pathlib
 import resource
 import signal
 import statistics
 import subprocess
 import time
 
+import command
 import huggingface_hub
 import numpy
 import pytest
 import safetensors.torch
 import torch
 import transformers
+from command import BINARY, answer
 from safetensors import safe_open
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = pathlib.Path(os.environ.get("GPULEDGER_BINARY", ROOT / "build/release/bin/gpuledger"))
 TINY = ["tiny-opt", "tiny-llama", "tiny-command-r", "tiny-mixtral", "tiny-qwen3.5-moe"]
 
 
 def gpuledger(*arguments, code=0):
-    ran = subprocess.run([BINARY, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    ran = command.gpuledger(*arguments)
     assert ran.returncode == code, ran.stderr
     return ran
 
 
 def synth(*arguments):
     """The JSON object that `gpuledger synth` prints."""
-    return json.loads(gpuledger("synth", *arguments, "--json").stdout)
+    return answer("synth", *arguments)
 
 
 def tensors_of(directory):
