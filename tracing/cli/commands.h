@@ -12,6 +12,7 @@
 
 namespace CLI {
 class App;
+class Validator;
 }
 
 namespace gpuledger::cli {
@@ -68,6 +69,8 @@ ExitCode RunSynth(const SynthFlags& flags);
 
 void AddSynthFlags(CLI::App& command, SynthFlags& flags);
 
+// Digits alone: CLI11 would take -1 for a very large number.
+CLI::Validator WholeNumber();
 void AddModelFlags(CLI::App& command, ModelFlags& flags);
 // What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.
 absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags);
@@ -81,5 +84,7 @@ ExitCode CodeFor(const absl::Status& status);
 // Says on stderr what went wrong, with --json also on stdout, and returns the code.
 ExitCode Fail(const absl::Status& status, bool json);
 ExitCode Fail(ExitCode code, std::string_view message, bool json);
+// The same for output: a full disk is the caller's to mend, and no memory error.
+ExitCode FailToWrite(const absl::Status& status, bool json);
 
 }  // namespace gpuledger::cli
