@@ -6,7 +6,7 @@
 writes into DIR
     NAME_functions.h    declares what the library has to define: one function in the namespace for each implemented symbol
                         (one for cuMemcpy, cuMemcpy_ptds and cuMemcpy_ptsz together, see below)
-    NAME_exports.cc     the exported functions: each enters the library (`Enter`) and calls its implementation
+    NAME_exports.cc     the exported functions: each calls its implementation through `Enter`
     NAME_table.cc       `kSymbols`, every row of the table with its address, and the stubs
     NAME.map            version script: exactly these symbols, under the version node if one is given
 
@@ -103,7 +103,8 @@ def exports(options, rows, signatures):
         arguments = ", ".join(name for _, name in parameters)
         lines += [f'extern "C" __attribute__((visibility("default"))) {options.result} {row.symbol}({declarations}) {{',
                   f"  return {options.namespace}::Enter({options.namespace}::kSymbols[{index}], "
-                  f"[&] {{ return {options.namespace}::{row.function}({arguments}); }});", "}"]
+                  f"[&] {{ return {options.namespace}::{row.function}({arguments}); }}"
+                  f"{', ' if arguments else ''}{arguments});", "}"]
     return lines
 
 
