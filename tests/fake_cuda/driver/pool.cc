@@ -12,9 +12,8 @@ namespace {
 constexpr uint64_t kPoolSegment = uint64_t{32} << 20;
 
 void Destroy(Pool& pool) {
-  for (const auto& device : driver().devices) {
-    if (device->pool == &pool) device->pool = device->default_pool;
-  }
+  pool.segments.Trim(0);  // the handle itself is remembered for a while
+  pool.file = nullptr;
   driver().pools.Remove(&pool);
 }
 
@@ -64,6 +63,14 @@ void FreeToPool(Allocation& allocation, const char* by) {
   pool.used -= allocation.size;
   driver().allocations.Remove(allocation.address, by);
   if (pool.destroyed && pool.used == 0) Destroy(pool);
+}
+
+void DestroyPool(Pool& pool) {
+  for (const auto& device : driver().devices) {
+    if (device->pool == &pool) device->pool = device->default_pool;
+  }
+  pool.destroyed = true;
+  if (pool.used == 0) Destroy(pool);
 }
 
 void TrimPools(Device& device) {

@@ -29,10 +29,12 @@ CUresult AllocateFrom(Pool& pool, Context& context, uint64_t size, Address& addr
 // Gives one allocation of a pool back; with the last one a destroyed pool goes.
 void FreeToPool(Allocation& allocation, const char* by);
 
+// At once if nothing of it is allocated, else with the last allocation.
+void DestroyPool(Pool& pool);
+
 // What a synchronisation does: gives back what the release threshold does not keep.
 void TrimPools(Device& device);
 
-// How an allocation of a pool looks if the stream is captured: a node with memory of the graph's own.
 CUresult FindPool(CUmemoryPool handle, Pool*& pool);
 
 }  // namespace fake_cuda

@@ -102,12 +102,7 @@ CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* props) {
 CUresult cuMemPoolDestroy(CUmemoryPool handle) {
   return WithPool(handle, [&](Pool& pool) {
     if (pool.is_default) return CUDA_ERROR_INVALID_VALUE;
-    for (const auto& device : driver().devices) {
-      if (device->pool == &pool) device->pool = device->default_pool;
-    }
-    pool.destroyed = true;
-    if (pool.used == 0) driver().pools.Remove(&pool);
-    return CUDA_SUCCESS;
+    return DestroyPool(pool), CUDA_SUCCESS;
   });
 }
 
