@@ -40,16 +40,17 @@ Function* Look(const char* name) {
 #define EXPECT_CU(call) EXPECT_EQ(CUDA_SUCCESS, call)
 #define ASSERT_CU(call) ASSERT_EQ(CUDA_SUCCESS, call)
 
-// Runs a statement in a process of its own, which has not called CUDA yet: the environment is read by cuInit.
-#define EXPECT_IN_OWN_PROCESS(...)                                                 \
-  do {                                                                             \
-    GTEST_FLAG_SET(death_test_style, "threadsafe");                                \
-    EXPECT_EXIT(                                                                   \
-        {                                                                          \
-          __VA_ARGS__;                                                             \
-          std::_Exit(::testing::Test::HasFailure() ? EXIT_FAILURE : EXIT_SUCCESS); \
-        },                                                                         \
-        ::testing::ExitedWithCode(EXIT_SUCCESS), "");                              \
+template <typename Body>
+[[noreturn]] void RunAndExit(Body body) {
+  body();
+  std::_Exit(testing::Test::HasFailure() ? EXIT_FAILURE : EXIT_SUCCESS);
+}
+
+// Runs a block in a process of its own, which has not called CUDA yet: the environment is read by cuInit.
+#define EXPECT_IN_OWN_PROCESS(...)                                                         \
+  do {                                                                                     \
+    GTEST_FLAG_SET(death_test_style, "threadsafe");                                        \
+    EXPECT_EXIT(RunAndExit([&] __VA_ARGS__), ::testing::ExitedWithCode(EXIT_SUCCESS), ""); \
   } while (false)
 
 #define EXPECT_MISUSE(statement, sentence)          \
