@@ -41,7 +41,8 @@ TEST_F(Graphs, DoWhatWasCapturedWhenTheyAreLaunched) {
   EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_ACTIVE, Status(stream));
   EXPECT_CU(CU(cuMemsetD32Async)(address, 5, 1, stream));
   EXPECT_CU(CU(cuMemcpyDtoDAsync)(address + 4, address, 4, stream));
-  EXPECT_CU(CU(cuLaunchHostFunc)(stream, [](void* count) { ++*static_cast<int*>(count); }, &calls));
+  EXPECT_CU(CU(cuLaunchHostFunc)(
+      stream, [](void* count) { ++*static_cast<int*>(count); }, &calls));
   EXPECT_EQ(0, Host(address)[0]);
   const CUgraph graph = End(stream);
   EXPECT_EQ(CU_STREAM_CAPTURE_STATUS_NONE, Status(stream));

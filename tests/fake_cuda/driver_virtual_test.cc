@@ -90,7 +90,8 @@ TEST_F(VirtualMemory, GivesAccessAndUnmapsByWholeMappingsOnly) {
   const CUdeviceptr range = Reserve(4 * kGranule);
   EXPECT_CU(CU(cuMemMap)(range, 2 * kGranule, 0, first, 0));
   EXPECT_CU(CU(cuMemMap)(range + 2 * kGranule, kGranule, 0, second, 0));
-  EXPECT_MISUSE(Access(range, kGranule, CU_MEM_ACCESS_FLAGS_PROT_READWRITE), "is not exactly what one or more cuMemMap");
+  EXPECT_MISUSE(Access(range, kGranule, CU_MEM_ACCESS_FLAGS_PROT_READWRITE),
+                "is not exactly what one or more cuMemMap");
   EXPECT_MISUSE(Access(range, 4 * kGranule, CU_MEM_ACCESS_FLAGS_PROT_READWRITE), "is not exactly what");
   EXPECT_MISUSE(CU(cuMemUnmap)(range + kGranule, kGranule), "is not exactly what");
   Access(range, 3 * kGranule, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);  // both at once

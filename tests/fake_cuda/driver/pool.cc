@@ -1,8 +1,8 @@
 #include "pool.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "misuse.h"
 
@@ -45,8 +45,12 @@ CUresult AllocateFrom(Pool& pool, Context& context, uint64_t size, Address& addr
     address = pool.segments.Take(size, pool.most);
   }
   if (address == 0) return CUDA_ERROR_OUT_OF_MEMORY;
-  driver().allocations.Add({.address = address, .size = size, .family = Family::kPool, .device = pool.device.ordinal,
-                            .context = &context, .pool = &pool});
+  driver().allocations.Add({.address = address,
+                            .size = size,
+                            .family = Family::kPool,
+                            .device = pool.device.ordinal,
+                            .context = &context,
+                            .pool = &pool});
   pool.used += size;
   pool.used_high = std::max(pool.used_high, pool.used);
   pool.reserved_high = std::max(pool.reserved_high, pool.segments.reserved());

@@ -15,7 +15,7 @@ struct Pool {
   Segments segments;
   const uint64_t most;  // it may reserve
   bool is_default = false;
-  bool destroyed = false;  // and still in use
+  bool destroyed = false;      // and still in use
   std::shared_ptr<File> file;  // of the process that exported it
   CUmemPoolProps props = {};
   std::map<CUmemPool_attribute, uint64_t> settings;
