@@ -235,6 +235,8 @@ TEST_F(StreamOrderedMemory, IsTakenFromOtherPoolsWhenTheDeviceIsFull) {
   ASSERT_CU(CU(cuMemAllocAsync)(&address, 70 * kGiB, nullptr));
   EXPECT_CU(CU(cuMemFreeAsync)(address, nullptr));
   EXPECT_MISUSE(CU(cuMemFreeAsync)(address, nullptr), "was freed before, by cuMemFreeAsync");
+  keep = 0;
+  EXPECT_CU(CU(cuMemPoolSetAttribute)(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep));
   EXPECT_CU(CU(cuMemPoolTrimTo)(pool, 0));
 }
 
