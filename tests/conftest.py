@@ -29,7 +29,7 @@ def pytest_configure(config):
     config.stash[here] = bool(paths) and all(map(needs_cuda, paths))
     config.stash[closing_lines] = []
     if config.stash[here]:
-        fake_cuda.switch_on()
+        fake_cuda.switch_on(devices=2, cublas=True)
 
 
 def pytest_report_header(config):

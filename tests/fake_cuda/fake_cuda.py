@@ -42,11 +42,16 @@ def libraries() -> list[Path]:
     return paths
 
 
-def switch_on() -> bool:
-    """Loads the fake for this process and its children, if it is wanted; True if it is in place."""
+def switch_on(devices: int = 1, cublas: bool = False) -> bool:
+    """Loads the fake for this process and its children, if it is wanted; True if it is in place.
+
+    FAKE_CUDA_DEVICES and FAKE_CUDA_CUBLAS in the environment come before the arguments.
+    """
     global _driver
     if _driver is not None or not wanted():
         return _driver is not None
+    os.environ.setdefault("FAKE_CUDA_DEVICES", str(devices))
+    os.environ.setdefault("FAKE_CUDA_CUBLAS", str(int(cublas)))
     if "torch" in sys.modules:
         raise RuntimeError("the fake CUDA has to be switched on before torch is imported")
     paths = libraries()
