@@ -50,6 +50,14 @@
   CALL(MemPoolGetAttribute, 11020)                               \
   CALL(MemPoolSetAccess, 11020)                                  \
   CALL(MemPoolGetAccess, 11020)                                  \
+  CALL(MemPoolExportToShareableHandle, 11020)                    \
+  CALL(MemPoolImportFromShareableHandle, 11020)                  \
+  CALL(MemPoolExportPointer, 11020)                              \
+  CALL(MemPoolImportPointer, 11020)                              \
+  CALL(MemGetDefaultMemPool, 13000)                              \
+  CALL(MemGetMemPool, 13000)                                     \
+  CALL(MemSetMemPool, 13000)                                     \
+  CALL(MemAdvise, 12020)                                         \
   CALL(DeviceGetGraphMemAttribute, 11040)                        \
   CALL(DeviceSetGraphMemAttribute, 11040)                        \
   CALL(DeviceGraphMemTrim, 11040)                                \
@@ -71,6 +79,15 @@
   CALL(GraphClone, 10000)                                        \
   CALL(GraphDestroy, 10000)                                      \
   CALL(GraphInstantiateWithFlags, 11040)                         \
+  CALL(GraphAddMemAllocNode, 11040)                              \
+  CALL(GraphAddMemFreeNode, 11040)                               \
+  CALL(GraphMemAllocNodeGetParams, 11040)                        \
+  CALL(GraphMemFreeNodeGetParams, 11040)                         \
+  CALL(UserObjectCreate, 11030)                                  \
+  CALL(UserObjectRetain, 11030)                                  \
+  CALL(UserObjectRelease, 11030)                                 \
+  CALL(GraphRetainUserObject, 11030)                             \
+  CALL(GraphReleaseUserObject, 11030)                            \
   CALL(GraphExecDestroy, 10000)                                  \
   CALL(GraphGetNodes, 10000)                                     \
   CALL(GraphGetRootNodes, 10000)                                 \
@@ -106,6 +123,7 @@
   CALL(MemcpyPeerAsync, 4000, 7000, _ptsz)                   \
   CALL(MemsetD8Async, 3020, 7000, _ptsz)                     \
   CALL(MemsetD2D8Async, 3020, 7000, _ptsz)                   \
+  CALL(MemPrefetchAsync, 12020, 12020, _ptsz)                \
   CALL(MemAllocAsync, 11020, 11020, _ptsz)                   \
   CALL(MemAllocFromPoolAsync, 11020, 11020, _ptsz)           \
   CALL(MemFreeAsync, 11020, 11020, _ptsz)                    \

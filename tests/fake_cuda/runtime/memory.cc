@@ -57,6 +57,21 @@ FAKE_CUDART_EXPORT cudaError_t cudaMallocPitch(void** pointer, size_t* pitch, si
   });
 }
 
+FAKE_CUDART_EXPORT cudaError_t cudaMalloc3D(cudaPitchedPtr* pitched, cudaExtent extent) {
+  if (pitched == nullptr) return Remember(cudaErrorInvalidValue);
+  pitched->xsize = extent.width;
+  pitched->ysize = extent.height;
+  return cudaMallocPitch(&pitched->ptr, &pitched->pitch, extent.width, extent.height * extent.depth);
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemAdvise(const void* pointer, size_t bytes, cudaMemoryAdvise advice,
+                                             cudaMemLocation location) {
+  return WithContext([&](const Driver& driver) {
+    return FromDriver(driver.MemAdvise(Address(pointer), bytes, static_cast<CUmem_advise>(advice),
+                                       reinterpret_cast<const CUmemLocation&>(location)));
+  });
+}
+
 FAKE_CUDART_EXPORT cudaError_t cudaFree(void* pointer) {
   return WithContext([&](const Driver& driver) {
     return pointer == nullptr ? cudaSuccess : FromDriver(driver.MemFree(Address(pointer)));

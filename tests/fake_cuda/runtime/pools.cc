@@ -59,6 +59,63 @@ FAKE_CUDART_EXPORT cudaError_t cudaMemPoolGetAccess(cudaMemAccessFlags* flags, c
   });
 }
 
+static_assert(sizeof(cudaMemPoolPtrExportData) == sizeof(CUmemPoolPtrExportData));
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemPoolExportToShareableHandle(void* handle, cudaMemPool_t pool,
+                                                                  cudaMemAllocationHandleType type, unsigned flags) {
+  return WithContext([&](const Driver& driver) {
+    return FromDriver(
+        driver.MemPoolExportToShareableHandle(handle, pool, static_cast<CUmemAllocationHandleType>(type), flags));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemPoolImportFromShareableHandle(cudaMemPool_t* pool, void* handle,
+                                                                    cudaMemAllocationHandleType type, unsigned flags) {
+  return WithContext([&](const Driver& driver) {
+    return FromDriver(
+        driver.MemPoolImportFromShareableHandle(pool, handle, static_cast<CUmemAllocationHandleType>(type), flags));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemPoolExportPointer(cudaMemPoolPtrExportData* data, void* pointer) {
+  return WithContext([&](const Driver& driver) {
+    return FromDriver(driver.MemPoolExportPointer(reinterpret_cast<CUmemPoolPtrExportData*>(data),
+                                                  reinterpret_cast<CUdeviceptr>(pointer)));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemPoolImportPointer(void** pointer, cudaMemPool_t pool,
+                                                        cudaMemPoolPtrExportData* data) {
+  return WithContext([&](const Driver& driver) {
+    return FromDriver(driver.MemPoolImportPointer(reinterpret_cast<CUdeviceptr*>(pointer), pool,
+                                                  reinterpret_cast<CUmemPoolPtrExportData*>(data)));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemGetDefaultMemPool(cudaMemPool_t* pool, cudaMemLocation* location,
+                                                        cudaMemAllocationType type) {
+  return WithDriver([&](const Driver& driver) {
+    return FromDriver(driver.MemGetDefaultMemPool(pool, reinterpret_cast<CUmemLocation*>(location),
+                                                  static_cast<CUmemAllocationType>(type)));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemGetMemPool(cudaMemPool_t* pool, cudaMemLocation* location,
+                                                 cudaMemAllocationType type) {
+  return WithDriver([&](const Driver& driver) {
+    return FromDriver(
+        driver.MemGetMemPool(pool, reinterpret_cast<CUmemLocation*>(location), static_cast<CUmemAllocationType>(type)));
+  });
+}
+
+FAKE_CUDART_EXPORT cudaError_t cudaMemSetMemPool(cudaMemLocation* location, cudaMemAllocationType type,
+                                                 cudaMemPool_t pool) {
+  return WithDriver([&](const Driver& driver) {
+    return FromDriver(
+        driver.MemSetMemPool(reinterpret_cast<CUmemLocation*>(location), static_cast<CUmemAllocationType>(type), pool));
+  });
+}
+
 FAKE_CUDART_EXPORT cudaError_t cudaDeviceGetGraphMemAttribute(int device, cudaGraphMemAttributeType attribute,
                                                               void* value) {
   return WithDriver([&](const Driver& driver) {

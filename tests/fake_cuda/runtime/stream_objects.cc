@@ -1,4 +1,4 @@
-// Streams, events and graphs as objects: made, asked, destroyed.
+// Streams and events as objects: made, asked, destroyed.
 #include "state.h"
 
 using namespace fake_cudart;
@@ -62,64 +62,4 @@ FAKE_CUDART_EXPORT cudaError_t cudaIpcOpenEventHandle(cudaEvent_t* event, cudaIp
   return WithContext([&](const Driver& driver) {
     return FromDriver(driver.IpcOpenEventHandle(event, reinterpret_cast<const CUipcEventHandle&>(handle)));
   });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphCreate(cudaGraph_t* graph, unsigned flags) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphCreate(graph, flags)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphClone(cudaGraph_t* clone, cudaGraph_t graph) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphClone(clone, graph)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphDestroy(graph)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                                             unsigned long long flags) {
-  return WithContext(
-      [&](const Driver& driver) { return FromDriver(driver.GraphInstantiateWithFlags(executable, graph, flags)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                                    unsigned long long flags) {
-  return cudaGraphInstantiateWithFlags(executable, graph, flags);
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphExecDestroy(executable)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphGetNodes(graph, nodes, count)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphGetRootNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphGetRootNodes(graph, nodes, count)); });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphGetEdges(cudaGraph_t graph, cudaGraphNode_t* from, cudaGraphNode_t* to,
-                                                 cudaGraphEdgeData* edges, size_t* count) {
-  return WithContext([&](const Driver& driver) {
-    return FromDriver(driver.GraphGetEdges(graph, from, to, reinterpret_cast<CUgraphEdgeData*>(edges), count));
-  });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t node, cudaGraphNode_t* dependencies,
-                                                            cudaGraphEdgeData* edges, size_t* count) {
-  return WithContext([&](const Driver& driver) {
-    return FromDriver(
-        driver.GraphNodeGetDependencies(node, dependencies, reinterpret_cast<CUgraphEdgeData*>(edges), count));
-  });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
-  return WithContext([&](const Driver& driver) {
-    return FromDriver(driver.GraphNodeGetType(node, reinterpret_cast<CUgraphNodeType*>(type)));
-  });
-}
-
-FAKE_CUDART_EXPORT cudaError_t cudaGraphDebugDotPrint(cudaGraph_t graph, const char* path, unsigned flags) {
-  return WithContext([&](const Driver& driver) { return FromDriver(driver.GraphDebugDotPrint(graph, path, flags)); });
 }

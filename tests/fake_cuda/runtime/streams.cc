@@ -30,6 +30,14 @@ FAKE_CUDART_EXPORT cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream)
   });
 }
 
+FAKE_CUDART_EXPORT cudaError_t cudaMemPrefetchAsync(const void* pointer, size_t bytes, cudaMemLocation location,
+                                                    unsigned flags, cudaStream_t stream) {
+  return WithStreams([&](const StreamCalls& calls) {
+    return calls.MemPrefetchAsync(reinterpret_cast<CUdeviceptr>(pointer), bytes,
+                                  reinterpret_cast<const CUmemLocation&>(location), flags, stream);
+  });
+}
+
 FAKE_CUDART_EXPORT cudaError_t cudaStreamQuery(cudaStream_t stream) {
   return WithStreams([&](const StreamCalls& calls) { return calls.StreamQuery(stream); });
 }
