@@ -82,7 +82,7 @@ def test_only_the_segment_that_fails_is_missing():
 
 
 def test_an_error_that_is_not_about_memory_is_no_out_of_memory():
-    with faults(f"cuMemAlloc:1+={ILLEGAL_ADDRESS}"), pytest.raises(RuntimeError, match="illegal memory access") as caught:
+    with faults(f"cuMemAlloc:1+={ILLEGAL_ADDRESS}"), pytest.raises(RuntimeError, match="illegal") as caught:
         tensor(40 * MIB)
     assert not isinstance(caught.value, torch.cuda.OutOfMemoryError)
 
@@ -101,7 +101,7 @@ def test_a_copy_that_fails_is_an_error_and_the_memory_is_given_back():
 
 
 def test_a_synchronisation_that_fails_is_an_error():
-    with faults(f"cuCtxSynchronize:1={ILLEGAL_ADDRESS}"), pytest.raises(RuntimeError, match="illegal memory access"):
+    with faults(f"cuCtxSynchronize:1={ILLEGAL_ADDRESS}"), pytest.raises(RuntimeError, match="illegal"):
         torch.cuda.synchronize()
 
 

@@ -1,7 +1,6 @@
 """The fake runtime by itself: its exports, its errors, what programs register, and what it costs."""
 
 import ctypes
-import ctypes.util
 import importlib.util
 import os
 import subprocess
@@ -200,14 +199,18 @@ def test_device_variables_have_memory_of_their_size(runtime):
 def test_a_program_without_a_driver_is_told_so():
     script = """
 import ctypes, sys
-runtime, count = ctypes.CDLL(sys.argv[1]), ctypes.c_int(7)
-runtime.cudaGetErrorString.restype = ctypes.c_char_p
-print(runtime.cudaGetDeviceCount(ctypes.byref(count)), count.value, runtime.cudaGetErrorString(35).decode())
+try:
+    ctypes.CDLL("libcuda.so.1")
+    print("there is a driver")
+except OSError:
+    runtime, count = ctypes.CDLL(sys.argv[1]), ctypes.c_int(7)
+    runtime.cudaGetErrorString.restype = ctypes.c_char_p
+    print(runtime.cudaGetDeviceCount(ctypes.byref(count)), count.value, runtime.cudaGetErrorString(35).decode())
 """
     env = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "LD_LIBRARY_PATH")}
-    if ctypes.util.find_library("cuda"):
-        pytest.skip("there is a driver")
     out = subprocess.check_output([sys.executable, "-c", script, str(fake_cuda.libraries()[1])], env=env, text=True)
+    if "there is a driver" in out:
+        pytest.skip(out.strip())
     assert out.startswith("35 0 no CUDA driver was found")
 
 

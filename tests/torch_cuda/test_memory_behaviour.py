@@ -399,10 +399,12 @@ def test_pinned_memory_is_cached():
 
 
 def test_pinned_memory_has_statistics():
-    torch.cuda.reset_peak_host_memory_stats()
-    before = torch.cuda.host_memory_stats()["allocated_bytes.current"]
-    pinned = torch.empty(4 * MIB, dtype=torch.uint8, pin_memory=True)
-    assert torch.cuda.host_memory_stats()["allocated_bytes.current"] - before == 4 * MIB
+    numbers(1).pin_memory()  # there are none before the first one
+    before = torch.cuda.host_memory_stats()
+    pinned = torch.empty(32 * MIB, dtype=torch.uint8, pin_memory=True)
+    after = torch.cuda.host_memory_stats()
+    assert after["allocated_bytes.current"] - before["allocated_bytes.current"] == 32 * MIB
+    assert after["num_host_alloc"] - before["num_host_alloc"] == 1
     del pinned
 
 

@@ -6,6 +6,7 @@ only where it came by copies: from the host, between tensors of one type, to the
 
 import pickle
 
+import cuda_memory
 import pytest
 import torch
 from cuda_memory import MIB, segment_of, segments, tensor
@@ -41,7 +42,7 @@ def traces():
     return torch.cuda.memory._snapshot()["device_traces"][0]
 
 
-def test_the_history_has_each_allocation_and_its_free_with_the_python_line(history):
+def test_the_history_has_each_allocation_and_its_free_with_its_stack(history):
     history()
     t = tensor(5 * MIB)
     address = t.data_ptr()
@@ -49,7 +50,9 @@ def test_the_history_has_each_allocation_and_its_free_with_the_python_line(histo
     mine = [e for e in traces() if e["addr"] == address and not e["action"].startswith("segment")]
     assert [(e["action"], e["size"]) for e in mine] == [
         ("alloc", 5 * MIB), ("free_requested", 5 * MIB), ("free_completed", 5 * MIB)]
-    assert any(f["filename"] == __file__ and f["name"] == "tensor" for f in mine[0]["frames"])
+    frames = [(f["filename"], f["name"]) for f in mine[0]["frames"]]
+    assert frames[0] == (cuda_memory.__file__, "tensor")
+    assert frames[1] == (__file__, "test_the_history_has_each_allocation_and_its_free_with_its_stack")
 
 
 def test_the_history_has_the_segments(history):
@@ -73,8 +76,9 @@ def test_the_history_keeps_the_latest_entries_up_to_its_limit(history):
     history(max_entries=10)
     for size in range(1, 101):
         tensor(size)
-    assert len(traces()) == 10
-    assert traces()[-1]["size"] == 100
+    kept = traces()
+    assert len(kept) == 10
+    assert [e["size"] for e in kept if e["action"] == "alloc"][-2:] == [99, 100]
 
 
 def test_without_history_nothing_is_recorded(history):

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 import torch
-from cuda_memory import MIB, Grown, numbers, segment_of, segments, settle, tensor
+from cuda_memory import MIB, numbers, segment_of, segments, settle, tensor
 
 # Pools
 
@@ -95,6 +95,14 @@ def test_pools_can_be_nested():
 
 
 # Graphs
+
+
+@pytest.fixture(autouse=True, scope="module")
+def first_graph():
+    """As long as there are graphs, the state of their random numbers has a few bytes: held, and so in no difference."""
+    graph, clone = captured_copy(tensor(1))
+    yield
+    del graph, clone
 
 
 def captured_copy(source, pool=None):
@@ -207,12 +215,11 @@ def test_a_captured_stream_is_joined_by_those_that_wait_for_it():
     assert torch.equal(end.cpu(), data)
 
 
-def test_a_dead_graph_leaves_nothing_reserved():
-    settle()
-    grown = Grown()
+def test_a_dead_graph_leaves_nothing_reserved(grown):
     graph, clone = captured_copy(tensor(12 * MIB))
     graph.replay()
+    pool = graph.pool()
     del graph, clone
     settle()
     assert grown.reserved == 0
-    assert all(s["segment_pool_id"] == (0, 0) for s in segments())
+    assert pool not in [s["segment_pool_id"] for s in segments()]
