@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -78,3 +79,46 @@ def own_process(tmp_path):
         return done.stdout
 
     return run
+
+
+WORKER = """
+import gc, json, sys, traceback, torch
+for line in sys.stdin:
+    try:
+        exec(compile(json.loads(line), "script", "exec"), {})
+        problem = None
+    except BaseException:
+        problem = traceback.format_exc()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    print(json.dumps(problem), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def process_with():
+    """process_with(NAME=value) runs scripts one after the other in an interpreter with that environment."""
+    workers = {}
+
+    def with_environment(**environment: str):
+        key = tuple(sorted(environment.items()))
+        if key not in workers:
+            workers[key] = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            text=True, env={**os.environ, **environment})
+        worker = workers[key]
+
+        def run(script: str) -> None:
+            worker.stdin.write(json.dumps(script) + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+            assert answer, f"the interpreter ended with {worker.wait(timeout=60)}"
+            assert (problem := json.loads(answer)) is None, problem
+
+        return run
+
+    yield with_environment
+    for worker in workers.values():
+        worker.stdin.close()
+        assert worker.wait(timeout=60) == 0
+        worker.stdout.close()
