@@ -38,10 +38,11 @@ Context* CurrentContext(CUresult& result) {
     return nullptr;
   }
   if (!context->active) {
-    result = Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED,
-                    fmt::format("the primary context of device {} was reset or released; cuDevicePrimaryCtxRetain makes "
-                                "it anew",
-                                context->device->ordinal));
+    result =
+        Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED,
+               fmt::format("the primary context of device {} was reset or released; cuDevicePrimaryCtxRetain makes "
+                           "it anew",
+                           context->device->ordinal));
     return nullptr;
   }
   return context;

@@ -1,6 +1,7 @@
 #include "entry.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <pthread.h>
 #include <unistd.h>
 
@@ -8,8 +9,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <unordered_map>
-
-#include <fmt/format.h>
 
 #include "capture.h"
 #include "driver.h"
@@ -54,7 +53,8 @@ void Say(const std::string& sentence) {
 // A fault of a function that does not exist would never come.
 bool CheckNames(const std::vector<Fault>& faults) {
   for (const Fault& fault : faults) {
-    if (!KnownFunction(fault.function)) return Say(fault.function + " in the faults is no function of the driver"), false;
+    if (!KnownFunction(fault.function))
+      return Say(fault.function + " in the faults is no function of the driver"), false;
   }
   return true;
 }
