@@ -57,5 +57,5 @@ def test_no_file_is_over_500_lines():
 
 
 def test_every_folder_with_sources_has_a_readme():
-    for folder in ("allocator", "allocator/torch", "quant", "tracing", "tracing/cli", "tracing/python", "examples", "tests", "tests/fake_cuda", "bench"):
+    for folder in ("allocator", "allocator/torch", "quant", "tracing", "tracing/cli", "tracing/python", "examples", "tests", "tests/fake_cuda", "tests/torch_cuda", "bench"):
         assert (ROOT / folder / "README.md").exists(), folder
