@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <map>
 #include <utility>
 
 #include "context.h"
@@ -102,10 +103,15 @@ CudaUpstream::~CudaUpstream() {
   if (!inside.ok()) return;
   MutexLock lock(s.mutex);
   if (!s.books.mappings().empty() || !s.bought.empty()) s.driver().cuCtxSynchronize();
-  for (const auto& [address, mapping] : s.books.mappings()) s.driver().cuMemUnmap(address, mapping.size.count());
+  for (const auto& [address, mapping] : std::map(s.books.mappings())) {
+    const bool unmapped = s.driver().cuMemUnmap(address, mapping.size.count()) == cuda::kSuccess;
+    if (unmapped) s.books.RemoveMapping(DevicePtr(s.books.device(), address), mapping.handle);
+  }
   for (const auto& [id, handle] : s.books.handles()) s.driver().cuMemRelease(handle.place);
   for (const auto& [base, size] : s.books.ranges()) {
-    if (s.capabilities.mapping) s.driver().cuMemAddressFree(base, size.count());
+    // What could not be unmapped keeps its addresses.
+    const bool empty = s.books.CheckUnreserve({DevicePtr(s.books.device(), base), size}).ok();
+    if (s.capabilities.mapping && empty) s.driver().cuMemAddressFree(base, size.count());
   }
   for (const auto& [base, address] : s.bought) s.driver().cuMemFree(address);
 }
