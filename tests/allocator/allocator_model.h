@@ -4,13 +4,13 @@
 #include <functional>
 #include <map>
 #include <set>
-#include <span>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 
@@ -56,17 +56,11 @@ struct StreamWork {
 
 // An upstream seen through glass: forwards everything, notes a sentence for whatever a GPU would punish, and fails calls
 // when told to.
-class WatchedUpstream final : public Upstream {
+class WatchedUpstream final : public testing::ForwardingUpstream {
  public:
   // `fake` is the inner one if it is a fake: then faults are its own, found after misuse.
-  explicit WatchedUpstream(Upstream& its_inner, FakeUpstream* its_fake = nullptr) : inner(its_inner), fake(its_fake) {}
-
-  std::string_view name() const override { return inner.name(); }
-  DeviceId device() const override { return inner.device(); }
-  Capabilities capabilities() const override { return inner.capabilities(); }
-  Bytes granularity() const override { return inner.granularity(); }
-  MemoryInfo memory_info() const override { return inner.memory_info(); }
-  TimePoint now() const override { return inner.now(); }
+  explicit WatchedUpstream(Upstream& its_inner, FakeUpstream* its_fake = nullptr)
+      : ForwardingUpstream(its_inner), fake(its_fake) {}
 
   absl::StatusOr<Range> Reserve(Bytes size) override {
     if (absl::Status fault = Fault(UpstreamCall::kReserve); !fault.ok()) return fault;
@@ -118,15 +112,12 @@ class WatchedUpstream final : public Upstream {
     if (fence.ok()) recorded.push_back({*fence, stream.raw(), streams[stream.raw()].queued});
     return fence;
   }
-  absl::StatusOr<bool> PollFence(FenceId fence) override { return inner.PollFence(fence); }
-  std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override { return inner.PassedFences(fences); }
   absl::Status WaitFence(FenceId fence) override {
     for (const Recorded& r : recorded) {
       if (r.fence == fence) streams[r.stream].waited = std::max(streams[r.stream].waited, r.queued);
     }
     return inner.WaitFence(fence);
   }
-  absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return inner.MakeStreamWait(stream, fence); }
   void DropFence(FenceId fence) override {
     const absl::StatusOr<bool> passed = inner.PollFence(fence);
     if (!passed.ok() || !*passed) wrong = "a fence was dropped before it passed";
@@ -170,7 +161,6 @@ class WatchedUpstream final : public Upstream {
     uint64_t end;
     CUstream_st* stream;
   };
-  Upstream& inner;
   FakeUpstream* const fake;
   std::function<void(Stream)> pass;        // what else lets fences pass
   std::string wrong;                       // the first thing a GPU would punish; empty while all is well
