@@ -1,11 +1,11 @@
 // The rungs of a miss over an upstream that cannot map (Capabilities::mapping): memory comes and goes as whole ranges.
 //
-// A stream has as many ranges as it needed, each a pool of its own, of 32 MiB at least where so much is left: small blocks
-// share them. A range goes back once all of it is cached. Nothing moves from one range or stream to another, so more is
-// reserved than over an upstream that maps; the equations are the same.
-#include <algorithm>
-
+// A stream has as many ranges as it needed, each a pool of its own, of 32 MiB at least where so much is left: small
+// blocks share them. A range goes back once all of it is cached. Nothing moves from one range or stream to another, so
+// more is reserved than over an upstream that maps; the equations are the same.
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "allocator_impl.h"
 
@@ -51,7 +51,8 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(Stream stream, SizeClass
     return absl::ResourceExhaustedError(fmt::format("the cap is {}", ToString(options.cap)));
   }
   absl::StatusOr<Range> range = absl::ResourceExhaustedError("");
-  for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granule));; size = std::max(needed, (size / 2u).RoundUpTo(granule))) {
+  for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granule));;
+       size = std::max(needed, (size / 2u).RoundUpTo(granule))) {
     if (size <= options.cap - held) {
       ++upstream_calls;
       range = upstream.Reserve(size);

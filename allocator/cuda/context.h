@@ -1,10 +1,10 @@
 // allocator/cuda/context.h - the primary context of one device, and being inside it for a few calls.
 #pragma once
 
-#include <absl/status/statusor.h>
-
 #include <memory>
 #include <string_view>
+
+#include <absl/status/statusor.h>
 
 #include "driver.h"
 

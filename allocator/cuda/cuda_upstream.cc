@@ -1,10 +1,10 @@
 #include "gpuledger/cuda_upstream.h"
 
-#include <fmt/format.h>
-
 #include <chrono>
 #include <map>
 #include <utility>
+
+#include <fmt/format.h>
 
 #include "context.h"
 #include "fences.h"

@@ -1,11 +1,12 @@
 #include "driver.h"
 
 #include <dlfcn.h>
-#include <fmt/format.h>
 #include <pthread.h>
 
 #include <atomic>
 #include <mutex>
+
+#include <fmt/format.h>
 
 #include "sync.h"
 

@@ -1,8 +1,8 @@
 #include "fences.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 
 #include "upstream_books.h"
 

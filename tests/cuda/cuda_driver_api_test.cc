@@ -29,13 +29,14 @@ struct SameSignature<Result (*)(Ours...), CUresult (*)(Theirs...)>
   static constexpr bool parameters = (Same<Ours, Theirs>() && ...);
 };
 
-#define GPULEDGER_CHECK_FUNCTION(name, version, parameters_)                         \
+#define GPULEDGER_CHECK_FUNCTION(name, version, parameters_)                                  \
   static_assert(SameSignature<Result(*) parameters_, PFN_##name##_v##version>::value, #name); \
   static_assert(SameSignature<Result(*) parameters_, PFN_##name##_v##version>::parameters, #name);
 GPULEDGER_CUDA_FUNCTIONS(GPULEDGER_CHECK_FUNCTION)
 GPULEDGER_CUDA_OPTIONAL_FUNCTIONS(GPULEDGER_CHECK_FUNCTION)
 
-#define GPULEDGER_CHECK_VALUE(ours, theirs) static_assert(static_cast<long long>(ours) == static_cast<long long>(theirs))
+#define GPULEDGER_CHECK_VALUE(ours, theirs) \
+  static_assert(static_cast<long long>(ours) == static_cast<long long>(theirs))
 GPULEDGER_CHECK_VALUE(kSuccess, CUDA_SUCCESS);
 GPULEDGER_CHECK_VALUE(kInvalidValue, CUDA_ERROR_INVALID_VALUE);
 GPULEDGER_CHECK_VALUE(kOutOfMemory, CUDA_ERROR_OUT_OF_MEMORY);
@@ -79,8 +80,8 @@ GPULEDGER_CHECK_VALUE(kGranularityMinimum, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
 GPULEDGER_CHECK_VALUE(kEventDisableTiming, CU_EVENT_DISABLE_TIMING);
 GPULEDGER_CHECK_VALUE(kProcAddressLegacyStream, CU_GET_PROC_ADDRESS_LEGACY_STREAM);
 
-#define GPULEDGER_CHECK_MEMBER(ours, our_member, theirs, their_member)                   \
-  static_assert(offsetof(ours, our_member) == offsetof(theirs, their_member));           \
+#define GPULEDGER_CHECK_MEMBER(ours, our_member, theirs, their_member)         \
+  static_assert(offsetof(ours, our_member) == offsetof(theirs, their_member)); \
   static_assert(sizeof(ours::our_member) == sizeof(theirs::their_member))
 static_assert(sizeof(Location) == sizeof(CUmemLocation));
 GPULEDGER_CHECK_MEMBER(Location, type, CUmemLocation, type);

@@ -92,7 +92,8 @@ TEST_P(CudaFaultsTest, EachCallThatFailsIsReportedAndLeavesNothingBehind) {
         EXPECT_EQ(upstream().memory_info().free, free) << function << ", call " << nth;
       }
       if (function != "cuEventCreate" && function != "cuEventDestroy" && function != "cuCtxGetCurrent") {
-        EXPECT_EQ(machine().Calls("cuEventCreate") - created, machine().Calls("cuEventDestroy") - destroyed) << function;
+        EXPECT_EQ(machine().Calls("cuEventCreate") - created, machine().Calls("cuEventDestroy") - destroyed)
+            << function;
       }
       EXPECT_THAT(Run(GetParam()), ::testing::IsEmpty()) << "after " << function << ", call " << nth;
     }

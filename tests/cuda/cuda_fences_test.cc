@@ -61,7 +61,8 @@ TEST_F(CudaFencesTest, ALogarithmOfQuestionsFindsTheLastThatHasPassed) {
     std::vector<FenceId> asked = others;
     asked.insert(asked.end(), fences.begin(), fences.end());
     const uint64_t before = queries();
-    EXPECT_THAT(upstream().PassedFences(asked), ElementsAreArray(fences.begin(), fences.begin() + static_cast<long>(passed)));
+    EXPECT_THAT(upstream().PassedFences(asked),
+                ElementsAreArray(fences.begin(), fences.begin() + static_cast<long>(passed)));
     EXPECT_LE(queries() - before, 1u + 2u + 7u);
     machine().ReleaseEvents(200);
     Drop(asked);
@@ -100,7 +101,8 @@ TEST_F(CudaFencesTest, TheHandleOfADestroyedStreamSaysNothingAboutItsFences) {
   const FenceId held = upstream().RecordFence(old->stream()).value();
   old.reset();
   std::vector<std::unique_ptr<OwnStream>> fresh;  // one may get the same handle
-  for (int i = 0; i < 20 && (fresh.empty() || fresh.back()->raw() != handle); ++i) fresh.push_back(std::make_unique<OwnStream>());
+  for (int i = 0; i < 20 && (fresh.empty() || fresh.back()->raw() != handle); ++i)
+    fresh.push_back(std::make_unique<OwnStream>());
   const FenceId later = upstream().RecordFence(fresh.back()->stream()).value();
   EXPECT_TRUE(upstream().WaitFence(later).ok());
   EXPECT_FALSE(upstream().PollFence(held).value());

@@ -108,10 +108,12 @@ TEST_F(CudaUpstreamTest, ADeviceThatCannotMapHasRangesThatComeWithTheirMemory) {
   machine().ClearFaults();
   EXPECT_FALSE(plain->capabilities().mapping);
   EXPECT_FALSE(plain->capabilities().aliasing);
-  const uint64_t created = machine().Calls("cuMemCreate"), bought = machine().Calls("cuMemAlloc"), freed = machine().Calls("cuMemFree");
+  const uint64_t created = machine().Calls("cuMemCreate"), bought = machine().Calls("cuMemAlloc"),
+                 freed = machine().Calls("cuMemFree");
   {
     CachingAllocator allocator(*plain, {});
-    const Buffer small = allocator.Allocate(1_KiB, stream()).value(), large = allocator.Allocate(40_MiB, stream()).value();
+    const Buffer small = allocator.Allocate(1_KiB, stream()).value(),
+                 large = allocator.Allocate(40_MiB, stream()).value();
     EXPECT_EQ(allocator.totals().reserved, 72_MiB);  // one range for small blocks, one for the large one
     EXPECT_TRUE(allocator.CheckInvariants().ok());
   }
@@ -231,10 +233,13 @@ TEST_F(CudaUpstreamTest, AnErrorNamesTheCallTheErrorAndTheWayOut) {
   };
   EXPECT_EQ(text("cuMemCreate:1=2"),
             "RESOURCE_EXHAUSTED: CreateHandle of 2,097,152 B on device 0: cuMemCreate failed with "
-            "CUDA_ERROR_OUT_OF_MEMORY (2); free memory that this process or others hold on the device (nvidia-smi lists them)");
-  EXPECT_THAT(text("cuMemCreate:1=700"), HasSubstr("INTERNAL: CreateHandle of 2,097,152 B on device 0: cuMemCreate failed "
-                                                   "with CUDA_ERROR_ILLEGAL_ADDRESS (700); a kernel has failed earlier"));
-  EXPECT_THAT(text("cuCtxGetCurrent:1=709"), HasSubstr("CUDA_ERROR_CONTEXT_IS_DESTROYED (709); the device's primary context"));
+            "CUDA_ERROR_OUT_OF_MEMORY (2); free memory that this process or others hold on the device (nvidia-smi "
+            "lists them)");
+  EXPECT_THAT(text("cuMemCreate:1=700"),
+              HasSubstr("INTERNAL: CreateHandle of 2,097,152 B on device 0: cuMemCreate failed "
+                        "with CUDA_ERROR_ILLEGAL_ADDRESS (700); a kernel has failed earlier"));
+  EXPECT_THAT(text("cuCtxGetCurrent:1=709"),
+              HasSubstr("CUDA_ERROR_CONTEXT_IS_DESTROYED (709); the device's primary context"));
   EXPECT_THAT(text("cuMemCreate:1=998"), HasSubstr("cuMemCreate failed with an error without a name (998)"));
 }
 

@@ -15,7 +15,8 @@ std::unique_ptr<gpuledger::CudaUpstream>& Upstream() {
 
 int main() {
   Upstream();
-  absl::StatusOr<std::unique_ptr<gpuledger::CudaUpstream>> opened = gpuledger::CudaUpstream::Open(gpuledger::DeviceId(0));
+  absl::StatusOr<std::unique_ptr<gpuledger::CudaUpstream>> opened =
+      gpuledger::CudaUpstream::Open(gpuledger::DeviceId(0));
   std::printf("%s\n", opened.ok() ? "open" : opened.status().ToString().c_str());
   if (!opened.ok()) return 3;
   Upstream() = *std::move(opened);

@@ -53,10 +53,12 @@ static __global__ void CheckPattern(const uint64_t* words, uint64_t count, uint6
 }
 
 // Writes and reads back its own words again and again for a while.
-static __global__ void UseForAWhile(uint64_t* words, uint64_t count, uint64_t seed, int64_t cycles, unsigned long long* wrong) {
+static __global__ void UseForAWhile(uint64_t* words, uint64_t count, uint64_t seed, int64_t cycles,
+                                    unsigned long long* wrong) {
   const int64_t begin = clock64();
   for (uint64_t round = 0; clock64() - begin < cycles; ++round) {
-    for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < count; i += uint64_t{gridDim.x} * blockDim.x) {
+    for (uint64_t i = blockIdx.x * uint64_t{blockDim.x} + threadIdx.x; i < count;
+         i += uint64_t{gridDim.x} * blockDim.x) {
       volatile uint64_t* const word = words + i;
       *word = Word(seed + round, i);
       if (*word != Word(seed + round, i)) atomicAdd(wrong, 1ull);
@@ -64,7 +66,9 @@ static __global__ void UseForAWhile(uint64_t* words, uint64_t count, uint64_t se
   }
 }
 
-inline uint32_t BlocksFor(uint64_t words) { return static_cast<uint32_t>(std::min<uint64_t>((words + 255) / 256, 264)); }
+inline uint32_t BlocksFor(uint64_t words) {
+  return static_cast<uint32_t>(std::min<uint64_t>((words + 255) / 256, 264));
+}
 
 // A counter on the device, of words that were not what they should be.
 class WrongWords {

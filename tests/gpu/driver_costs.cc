@@ -62,9 +62,10 @@ class Table {
   void Add(const std::string& call, Bytes size, std::vector<double> samples, const std::string& note = "") {
     std::sort(samples.begin(), samples.end());
     const double median = samples[samples.size() / 2], p99 = samples[samples.size() * 99 / 100];
-    rows_ += fmt::format("{}\n    {{\"call\": \"{}\", \"bytes\": {}, \"samples\": {}, \"median_ns\": {:.0f}, \"p99_ns\": {:.0f}, "
-                         "\"note\": \"{}\"}}",
-                         rows_.empty() ? "" : ",", call, size.count(), samples.size(), median, p99, note);
+    rows_ += fmt::format(
+        "{}\n    {{\"call\": \"{}\", \"bytes\": {}, \"samples\": {}, \"median_ns\": {:.0f}, \"p99_ns\": {:.0f}, "
+        "\"note\": \"{}\"}}",
+        rows_.empty() ? "" : ",", call, size.count(), samples.size(), median, p99, note);
   }
   [[nodiscard]] const std::string& rows() const { return rows_; }
 
@@ -83,7 +84,8 @@ void MeasureHandles(const Driver& driver, Table& table, Bytes size, size_t count
     std::vector<double> create, map, set_access, unmap, release;
     for (size_t i = 0; i < count; ++i) {
       const Address at = base + i * size.count();
-      create.push_back(Nanoseconds([&] { driver("cuMemCreate", &handles[i], size.count(), &properties, uint64_t{0}); }));
+      create.push_back(
+          Nanoseconds([&] { driver("cuMemCreate", &handles[i], size.count(), &properties, uint64_t{0}); }));
       map.push_back(Nanoseconds([&] { driver("cuMemMap", at, size.count(), size_t{0}, handles[i], uint64_t{0}); }));
       set_access.push_back(Nanoseconds([&] { driver("cuMemSetAccess", at, size.count(), &access, size_t{1}); }));
     }
@@ -221,8 +223,8 @@ std::string Model() {
   return fmt::format(
       "{{\"Reserve\": {}, \"Unreserve\": {}, \"CreateHandle\": {}, \"ReleaseHandle\": {}, \"Map\": {}, \"Unmap\": {}, "
       "\"RecordFence\": {}, \"PollFence\": {}, \"WaitFence\": {}, \"MakeStreamWait\": {}}}",
-      costs.reserve, costs.unreserve, costs.create, costs.release, costs.map, costs.unmap, costs.record_fence, costs.poll_fence,
-      costs.wait_fence, costs.stream_wait);
+      costs.reserve, costs.unreserve, costs.create, costs.release, costs.map, costs.unmap, costs.record_fence,
+      costs.poll_fence, costs.wait_fence, costs.stream_wait);
 }
 
 int Run(const char* path) {
@@ -250,8 +252,8 @@ int Run(const char* path) {
     std::fprintf(stderr, "%s cannot be written\n", path);
     return 1;
   }
-  fmt::print(out, "{{\n  \"device\": \"{}\",\n  \"driver\": {},\n  \"model_ns\": {},\n  \"rows\": [{}\n  ]\n}}\n", name, version, Model(),
-             table.rows());
+  fmt::print(out, "{{\n  \"device\": \"{}\",\n  \"driver\": {},\n  \"model_ns\": {},\n  \"rows\": [{}\n  ]\n}}\n", name,
+             version, Model(), table.rows());
   return std::fclose(out) == 0 ? 0 : 1;
 }
 

@@ -20,11 +20,20 @@ class NvtxHeaps final : public RecordSink {
     const std::lock_guard lock(mutex_);
     const void* const address = reinterpret_cast<const void*>(record.address);
     switch (record.kind) {
-      case RecordKind::kMapped: AddHeap(address, record.charged.count()); break;
-      case RecordKind::kUnmapped: RemoveHeap(address); break;
-      case RecordKind::kAllocate: AddBlock(address, record.requested.count(), std::string(OwnerName(record.owner))); break;
-      case RecordKind::kFreeCompleted: RemoveBlock(address); break;
-      default: break;
+      case RecordKind::kMapped:
+        AddHeap(address, record.charged.count());
+        break;
+      case RecordKind::kUnmapped:
+        RemoveHeap(address);
+        break;
+      case RecordKind::kAllocate:
+        AddBlock(address, record.requested.count(), std::string(OwnerName(record.owner)));
+        break;
+      case RecordKind::kFreeCompleted:
+        RemoveBlock(address);
+        break;
+      default:
+        break;
     }
   }
 
@@ -42,8 +51,8 @@ class NvtxHeaps final : public RecordSink {
     heap.typeSpecificDescSize = sizeof(range);
     heap.typeSpecificDesc = &range;
     const nvtxMemHeapHandle_t handle = nvtxMemHeapRegister(domain_, &heap);
-    // NVTX_MEM_HEAP_HANDLE_NO_TOOL, whose definition is no C++.
-    has_tool_ = has_tool_ || handle != reinterpret_cast<nvtxMemHeapHandle_t>(intptr_t{-1});
+    // Without a tool the headers return null; NVTX_MEM_HEAP_HANDLE_NO_TOOL, which a tool may return, is -1 (no C++).
+    has_tool_ = has_tool_ || (handle != nullptr && handle != reinterpret_cast<nvtxMemHeapHandle_t>(intptr_t{-1}));
     heaps_[address] = handle;
   }
   void RemoveHeap(const void* address) {

@@ -31,8 +31,8 @@ class PatternTest : public DeviceTest, public testing::WithParamInterface<bool> 
     cudaEvent_t event = nullptr;
     EXPECT_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     const auto check = [&](const LiveBlock& block, int stream) {
-      CheckPattern<<<BlocksFor(block.words), 256, 0, streams[stream].raw()>>>(WordsAt(block.address), block.words, block.seed,
-                                                                              wrong.device());
+      CheckPattern<<<BlocksFor(block.words), 256, 0, streams[stream].raw()>>>(WordsAt(block.address), block.words,
+                                                                              block.seed, wrong.device());
       ++checks;
     };
     const auto free_one = [&](size_t which) {
@@ -85,7 +85,8 @@ TEST_P(PatternTest, NoWordOfAnyBlockIsEverWrong) {
   const char* const text = std::getenv("GPULEDGER_GPU_OPERATIONS");
   const uint64_t operations = text != nullptr ? std::strtoull(text, nullptr, 10) : 60'000;
   const uint64_t seed = std::random_device{}();
-  std::printf("seed %llu, %llu operations\n", static_cast<unsigned long long>(seed), static_cast<unsigned long long>(operations));
+  std::printf("seed %llu, %llu operations\n", static_cast<unsigned long long>(seed),
+              static_cast<unsigned long long>(operations));
   const std::unique_ptr<CudaUpstream> cuda = *CudaUpstream::Open(DeviceId(0), {.mapping = GetParam()});
   WrongWords wrong;
   AllocatorOptions options;

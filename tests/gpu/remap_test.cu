@@ -1,5 +1,6 @@
-// Remapping while kernels run: what the placement of blocks rests on. A handle gets a second address while a kernel writes
-// through its first one, and a later kernel reads through the second; other addresses are mapped and unmapped meanwhile.
+// Remapping while kernels run: what the placement of blocks rests on. A handle gets a second address while a kernel
+// writes through its first one, and a later kernel reads through the second; other addresses are mapped and unmapped
+// meanwhile.
 #include <chrono>
 #include <cstdlib>
 #include <deque>
@@ -20,8 +21,8 @@ uint64_t Rounds() {
 
 class RemapTest : public DeviceTest {
  protected:
-  // The writer of each round uses the address of the round before; the handle is mapped at the next one while it runs, and
-  // the reader uses that. `reading` is the stream of the readers.
+  // The writer of each round uses the address of the round before; the handle is mapped at the next one while it runs,
+  // and the reader uses that. `reading` is the stream of the readers.
   void HandOver(const OwnStream& writing, const OwnStream& reading) {
     const bool across = &writing != &reading;
     const Range range = upstream().Reserve(kHandle * kSlots).value();
@@ -45,7 +46,8 @@ class RemapTest : public DeviceTest {
     ASSERT_EQ(cudaEventCreateWithFlags(&written, cudaEventDisableTiming), cudaSuccess);
     uint64_t in_flight = 0;
     for (uint64_t round = 0; round < Rounds() && !HasFailure(); ++round) {
-      const DevicePtr from = range.base + kHandle * (round % kSlots), to = range.base + kHandle * ((round + 1) % kSlots);
+      const DevicePtr from = range.base + kHandle * (round % kSlots),
+                      to = range.base + kHandle * ((round + 1) % kSlots);
       while (old.size() >= kSlots - 2) retire(true);
       while (!old.empty() && retire(false)) {
       }
@@ -126,9 +128,8 @@ TEST_F(RemapTest, HandlesComeAndGoWhileAKernelRuns) {
   const Range range = upstream().Reserve(kHandle).value();
   const HandleId used = upstream().CreateHandle(kHandle).value();
   ASSERT_TRUE(upstream().Map(range.base, used).ok());
-  WhileAKernelUses(WordsAt(range.base), [&] {
-    EXPECT_TRUE(upstream().ReleaseHandle(upstream().CreateHandle(kHandle).value()).ok());
-  });
+  WhileAKernelUses(WordsAt(range.base),
+                   [&] { EXPECT_TRUE(upstream().ReleaseHandle(upstream().CreateHandle(kHandle).value()).ok()); });
 }
 
 }  // namespace

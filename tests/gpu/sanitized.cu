@@ -83,8 +83,8 @@ int Run(std::string_view what, bool mapping) {
     } else {
       WritePattern<<<1, 1, 0, own.raw()>>>(WordsAt(block), what == "overflow" ? kWords + 1 : kWords, 0);
     }
-    std::printf("%s, %s: %s, a tool %s\n", std::string(what).c_str(), mapping ? "mapping" : "whole", good ? "no wrong word" : "WRONG",
-                heaps.has_tool() ? "listens" : "does not listen");
+    std::printf("%s, %s: %s, a tool %s\n", std::string(what).c_str(), mapping ? "mapping" : "whole",
+                good ? "no wrong word" : "WRONG", heaps.has_tool() ? "listens" : "does not listen");
     cudaStreamSynchronize(own.raw());  // after an error of the tool the context may be lost
     if (what != "freed") allocator.Free(block);
   }
