@@ -23,4 +23,4 @@ void fakeCudaClearFaults(void);
 }
 #endif
 
-#endif  /* GPULEDGER_TESTS_FAKE_CUDA_H_ */
+#endif /* GPULEDGER_TESTS_FAKE_CUDA_H_ */

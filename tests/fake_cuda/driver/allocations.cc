@@ -1,8 +1,7 @@
 #include "allocations.h"
 
-#include <sys/mman.h>
-
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 namespace fake_cuda {
 
@@ -63,14 +62,22 @@ std::string Allocations::Explain(Address address) {
 
 const char* AllocatedBy(Family family) {
   switch (family) {
-    case Family::kDevice: return "cuMemAlloc";
-    case Family::kManaged: return "cuMemAllocManaged";
-    case Family::kHost: return "cuMemHostAlloc";
-    case Family::kRegistered: return "cuMemHostRegister";
-    case Family::kPool: return "cuMemAllocAsync";
-    case Family::kIpc: return "cuIpcOpenMemHandle";
-    case Family::kGraph: return "a memory node of a graph";
-    case Family::kMapped: return "cuMemMap";
+    case Family::kDevice:
+      return "cuMemAlloc";
+    case Family::kManaged:
+      return "cuMemAllocManaged";
+    case Family::kHost:
+      return "cuMemHostAlloc";
+    case Family::kRegistered:
+      return "cuMemHostRegister";
+    case Family::kPool:
+      return "cuMemAllocAsync";
+    case Family::kIpc:
+      return "cuIpcOpenMemHandle";
+    case Family::kGraph:
+      return "a memory node of a graph";
+    case Family::kMapped:
+      return "cuMemMap";
   }
   return "?";
 }
@@ -78,13 +85,20 @@ const char* AllocatedBy(Family family) {
 const char* FreedBy(Family family) {
   switch (family) {
     case Family::kDevice:
-    case Family::kManaged: return "cuMemFree";
-    case Family::kHost: return "cuMemFreeHost";
-    case Family::kRegistered: return "cuMemHostUnregister";
-    case Family::kPool: return "cuMemFreeAsync or cuMemFree";
-    case Family::kIpc: return "cuIpcCloseMemHandle";
-    case Family::kGraph: return "cuMemFreeAsync or a free node";
-    case Family::kMapped: return "cuMemUnmap";
+    case Family::kManaged:
+      return "cuMemFree";
+    case Family::kHost:
+      return "cuMemFreeHost";
+    case Family::kRegistered:
+      return "cuMemHostUnregister";
+    case Family::kPool:
+      return "cuMemFreeAsync or cuMemFree";
+    case Family::kIpc:
+      return "cuIpcCloseMemHandle";
+    case Family::kGraph:
+      return "cuMemFreeAsync or a free node";
+    case Family::kMapped:
+      return "cuMemUnmap";
   }
   return "?";
 }

@@ -17,19 +17,19 @@ enum class Family { kDevice, kManaged, kHost, kRegistered, kPool, kIpc, kGraph, 
 
 struct Allocation {
   Address address;
-  uint64_t size;    // as asked for
+  uint64_t size;  // as asked for
   Family family;
   int device;
   Context* context;  // null for mapped memory
   uint64_t id = 0;   // never used twice
   unsigned flags = 0;
   std::shared_ptr<Physical> physical = nullptr;  // what it holds, unless it lies in shared segments or on the host
-  Address mapped = 0;                  // of IPC memory: where all of `physical` is
-  Pool* pool = nullptr;                // of stream-ordered memory
-  unsigned opened = 1;                 // how often an IPC handle was opened
-  int ipc_pid = 0;                     // whose it is
+  Address mapped = 0;                            // of IPC memory: where all of `physical` is
+  Pool* pool = nullptr;                          // of stream-ordered memory
+  unsigned opened = 1;                           // how often an IPC handle was opened
+  int ipc_pid = 0;                               // whose it is
   uint64_t ipc_ticket = 0;
-  int access = 0;                      // of mapped memory: PROT_*
+  int access = 0;  // of mapped memory: PROT_*
 
   Address end() const { return address + size; }
   bool on_device() const { return family != Family::kHost && family != Family::kRegistered; }

@@ -1,8 +1,8 @@
 #include "capture.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "entry.h"
 #include "misuse.h"
@@ -59,7 +59,8 @@ bool LegacyWorkRefused(const Context& context) { return CaptureOfBlockingStream(
 
 CUresult RefuseWaiting(Stream& stream) {
   if (stream.capture != nullptr) {
-    return Invalidate(*stream.capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "the stream is captured: its work does not run");
+    return Invalidate(*stream.capture, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                      "the stream is captured: its work does not run");
   }
   return stream.kind == Stream::Kind::kLegacy ? RefuseLegacyWork(*stream.context) : CUDA_SUCCESS;
 }

@@ -1,7 +1,7 @@
 // Stream capture.
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "capture.h"
 #include "driver.h"
@@ -90,7 +90,7 @@ CUresult Info(CUstream handle, const InfoOut& out) {
       return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     }
     const Capture* const capture = stream.capture.get();
-    *out.status = capture == nullptr       ? CU_STREAM_CAPTURE_STATUS_NONE
+    *out.status = capture == nullptr     ? CU_STREAM_CAPTURE_STATUS_NONE
                   : capture->invalidated ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
                                          : CU_STREAM_CAPTURE_STATUS_ACTIVE;
     if (*out.status != CU_STREAM_CAPTURE_STATUS_ACTIVE) return CUDA_SUCCESS;
@@ -117,7 +117,9 @@ CUresult Update(CUstream handle, CUgraphNode* nodes, size_t count, unsigned flag
   });
 }
 
-bool Known(CUstreamCaptureMode mode) { return mode >= CU_STREAM_CAPTURE_MODE_GLOBAL && mode <= CU_STREAM_CAPTURE_MODE_RELAXED; }
+bool Known(CUstreamCaptureMode mode) {
+  return mode >= CU_STREAM_CAPTURE_MODE_GLOBAL && mode <= CU_STREAM_CAPTURE_MODE_RELAXED;
+}
 
 }  // namespace
 

@@ -1,7 +1,7 @@
 // Contexts: primary ones, others, and each thread's stack of them.
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "capture.h"
 #include "driver.h"
@@ -39,8 +39,9 @@ Context* ContextOr(CUcontext handle, CUresult& result) {
   if (handle == nullptr) return CurrentContext(result);
   Context* const context = driver().contexts.Find(handle);
   if (context == nullptr) {
-    result = driver().contexts.Died(handle) ? Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED, "the context was destroyed before")
-                                            : CUDA_ERROR_INVALID_CONTEXT;
+    result = driver().contexts.Died(handle)
+                 ? Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED, "the context was destroyed before")
+                 : CUDA_ERROR_INVALID_CONTEXT;
   }
   return context;
 }
@@ -59,13 +60,20 @@ CUresult Synchronise(Context& context) {
 
 size_t DefaultLimit(CUlimit limit) {
   switch (limit) {
-    case CU_LIMIT_STACK_SIZE: return 1024;
-    case CU_LIMIT_PRINTF_FIFO_SIZE: return 7 << 20;
-    case CU_LIMIT_MALLOC_HEAP_SIZE: return 8 << 20;
-    case CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH: return 2;
-    case CU_LIMIT_DEV_RUNTIME_PENDING_LAUNCH_COUNT: return 2048;
-    case CU_LIMIT_MAX_L2_FETCH_GRANULARITY: return 64;
-    default: return 0;
+    case CU_LIMIT_STACK_SIZE:
+      return 1024;
+    case CU_LIMIT_PRINTF_FIFO_SIZE:
+      return 7 << 20;
+    case CU_LIMIT_MALLOC_HEAP_SIZE:
+      return 8 << 20;
+    case CU_LIMIT_DEV_RUNTIME_SYNC_DEPTH:
+      return 2;
+    case CU_LIMIT_DEV_RUNTIME_PENDING_LAUNCH_COUNT:
+      return 2048;
+    case CU_LIMIT_MAX_L2_FETCH_GRANULARITY:
+      return 64;
+    default:
+      return 0;
   }
 }
 
@@ -122,7 +130,9 @@ CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice dev, unsigned flags) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned flags) { return fake_cuda::cuDevicePrimaryCtxSetFlags_v2(dev, flags); }
+CUresult cuDevicePrimaryCtxSetFlags(CUdevice dev, unsigned flags) {
+  return fake_cuda::cuDevicePrimaryCtxSetFlags_v2(dev, flags);
+}
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice dev, unsigned* flags, int* active) {
   Device* const device = FindDevice(dev);

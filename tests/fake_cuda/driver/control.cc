@@ -1,7 +1,6 @@
-#include "fake_cuda.h"
-
 #include "driver.h"
 #include "entry.h"
+#include "fake_cuda.h"
 
 #define CONTROL extern "C" __attribute__((visibility("default")))
 

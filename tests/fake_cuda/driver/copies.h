@@ -9,7 +9,7 @@ namespace fake_cuda {
 
 struct Fill {
   Address to;
-  uint64_t pitch;   // bytes from one row to the next
+  uint64_t pitch;  // bytes from one row to the next
   unsigned value;
   unsigned element;  // bytes of a value: 1, 2 or 4
   uint64_t width;    // values in a row

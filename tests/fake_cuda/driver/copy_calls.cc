@@ -1,11 +1,10 @@
 // Copies and fills.
-#include "copies.h"
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
 
-#include <fmt/format.h>
-
+#include "copies.h"
 #include "driver_functions.h"
 #include "entry.h"
 #include "misuse.h"
@@ -23,8 +22,8 @@ CUresult CheckSide(Address address, uint64_t size, bool device, const char* side
   if (inside == nullptr && !device) return CUDA_SUCCESS;
   if (allocations.Covers(address, size)) return CUDA_SUCCESS;
   return Misuse(CUDA_ERROR_INVALID_VALUE,
-                fmt::format("{} [{:#x}, {:#x}) is not memory that was allocated, mapped and made accessible", side, address,
-                            address + size));
+                fmt::format("{} [{:#x}, {:#x}) is not memory that was allocated, mapped and made accessible", side,
+                            address, address + size));
 }
 
 CUresult Copy(Address to, Address from, uint64_t size, unsigned sides, CUstream stream) {
@@ -93,7 +92,8 @@ CUresult CopyPeer3D(const CUDA_MEMCPY3D_PEER* copy, CUstream stream) {
   return Copy3D(&deep, stream);
 }
 
-CUresult CopyBatch(CUdeviceptr* to, CUdeviceptr* from, const size_t* sizes, size_t count, size_t* failed, CUstream stream) {
+CUresult CopyBatch(CUdeviceptr* to, CUdeviceptr* from, const size_t* sizes, size_t count, size_t* failed,
+                   CUstream stream) {
   if (to == nullptr || from == nullptr || sizes == nullptr || count == 0) return CUDA_ERROR_INVALID_VALUE;
   for (size_t i = 0; i < count; ++i) {
     const CUresult result = Copy(to[i], from[i], sizes[i], kAny, stream);
@@ -183,7 +183,9 @@ CUresult Prepare(const CUDA_MEMCPY3D& copy, std::function<void()>& work) {
 
 CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t n) { return Copy(to, from, n, kAny, nullptr); }
 CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) { return Copy(to, from, n, kAny, s); }
-CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t n) { return Copy(to, At(from), n, kToDevice, nullptr); }
+CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t n) {
+  return Copy(to, At(from), n, kToDevice, nullptr);
+}
 CUresult cuMemcpyDtoH_v2(void* to, CUdeviceptr from, size_t n) { return Copy(At(to), from, n, kFromDevice, nullptr); }
 CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) {
   return Copy(to, from, n, kToDevice | kFromDevice, nullptr);
@@ -211,8 +213,8 @@ CUresult cuMemcpy3DAsync_v2(const CUDA_MEMCPY3D* copy, CUstream s) { return Copy
 CUresult cuMemcpy3DPeer(const CUDA_MEMCPY3D_PEER* copy) { return CopyPeer3D(copy, nullptr); }
 CUresult cuMemcpy3DPeerAsync(const CUDA_MEMCPY3D_PEER* copy, CUstream s) { return CopyPeer3D(copy, s); }
 
-CUresult cuMemcpyBatchAsync(CUdeviceptr* to, CUdeviceptr* from, size_t* sizes, size_t count, CUmemcpyAttributes*, size_t*,
-                            size_t, size_t* failed, CUstream s) {
+CUresult cuMemcpyBatchAsync(CUdeviceptr* to, CUdeviceptr* from, size_t* sizes, size_t count, CUmemcpyAttributes*,
+                            size_t*, size_t, size_t* failed, CUstream s) {
   return CopyBatch(to, from, sizes, count, failed, s);
 }
 CUresult cuMemcpyBatchAsync_v2(CUdeviceptr* to, CUdeviceptr* from, size_t* sizes, size_t count, CUmemcpyAttributes*,

@@ -1,8 +1,8 @@
-// Attributes of a device: those of a GPU with 132 multiprocessors, with the memory and the compute capability asked for.
-// Attributes that are not listed are 0: the feature is not there.
-#include <iterator>
-
+// Attributes of a device: those of a GPU with 132 multiprocessors, with the memory and the compute capability asked
+// for. Attributes that are not listed are 0: the feature is not there.
 #include "device_attributes.h"
+
+#include <iterator>
 
 namespace fake_cuda {
 namespace {

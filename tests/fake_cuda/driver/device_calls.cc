@@ -1,9 +1,9 @@
 // Devices: how many, and what they are.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "device_attributes.h"
 #include "driver.h"

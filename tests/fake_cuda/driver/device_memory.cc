@@ -49,7 +49,8 @@ std::unique_ptr<MappedTicket> MappedTicket::Map(const File& file, uint64_t offse
 
 MappedTicket::~MappedTicket() { munmap(ticket_, Ticket::kSize); }
 
-Physical::Physical(int device, DeviceMemory* owner, std::shared_ptr<File> file, std::vector<Extent> extents, uint64_t size)
+Physical::Physical(int device, DeviceMemory* owner, std::shared_ptr<File> file, std::vector<Extent> extents,
+                   uint64_t size)
     : device_(device), owner_(owner), file_(std::move(file)), extents_(std::move(extents)), size_(size) {}
 
 Physical::~Physical() {
@@ -132,7 +133,8 @@ std::shared_ptr<Physical> DeviceMemory::Take(uint64_t size) {
 void DeviceMemory::GiveBack(const std::vector<Extent>& extents) {
   for (Extent extent : extents) {
     free_bytes_ += extent.size;
-    if (fallocate(file_->fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(extent.offset), off_t(extent.size)) != 0) {
+    if (fallocate(file_->fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, off_t(extent.offset), off_t(extent.size)) !=
+        0) {
       Fail("fake CUDA: fallocate");
     }
     auto next = free_.lower_bound(extent.offset);
@@ -190,7 +192,8 @@ std::shared_ptr<Physical> DeviceMemory::Import(std::shared_ptr<File> file, uint6
   if (ticket == nullptr || !Plausible(*ticket)) return nullptr;
   (*ticket)->foreign.fetch_add(1);
   std::vector<Extent> extents((*ticket)->extents, (*ticket)->extents + (*ticket)->extent_count);
-  std::shared_ptr<Physical> result(new Physical(device_, nullptr, std::move(file), std::move(extents), (*ticket)->size));
+  std::shared_ptr<Physical> result(
+      new Physical(device_, nullptr, std::move(file), std::move(extents), (*ticket)->size));
   result->ticket_ = std::move(ticket);
   return result;
 }

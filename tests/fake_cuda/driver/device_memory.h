@@ -129,7 +129,7 @@ class DeviceMemory {
   uint64_t free_bytes_;
   uint64_t next_ticket_;
   std::map<uint64_t, std::weak_ptr<Physical>> exported_;  // by ticket offset
-  std::vector<Lingering> lingering_;  // released here, still used by another process
+  std::vector<Lingering> lingering_;                      // released here, still used by another process
 };
 
 }  // namespace fake_cuda

@@ -43,10 +43,11 @@ Context* CurrentContext(CUresult& result) {
     return nullptr;
   }
   if (!context->active) {
-    result = Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED,
-                    fmt::format("the primary context of device {} was reset or released; cuDevicePrimaryCtxRetain makes "
-                                "it anew",
-                                context->device->ordinal));
+    result =
+        Misuse(CUDA_ERROR_CONTEXT_IS_DESTROYED,
+               fmt::format("the primary context of device {} was reset or released; cuDevicePrimaryCtxRetain makes "
+                           "it anew",
+                           context->device->ordinal));
     return nullptr;
   }
   return context;
@@ -59,10 +60,13 @@ void TearDown(Context& context, const char* by) {
   for (const std::shared_ptr<Capture>& capture : captures) {
     if (capture->origin->context == &context) Abandon(*capture);
   }
-  // Stream-ordered and mapped memory belongs to no context.
+  // Stream-ordered and mapped memory belongs to no context, and outlives it.
   std::vector<Address> owned;
-  for (const auto& [address, allocation] : state.allocations.all()) {
-    if (allocation.context == &context && allocation.family != Family::kPool && allocation.family != Family::kGraph) {
+  for (auto& [address, allocation] : state.allocations.all()) {
+    if (allocation.context != &context) continue;
+    if (allocation.family == Family::kPool || allocation.family == Family::kGraph) {
+      allocation.context = nullptr;
+    } else {
       owned.push_back(address);
     }
   }

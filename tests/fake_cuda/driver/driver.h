@@ -71,9 +71,9 @@ struct Driver {
   std::vector<std::unique_ptr<Device>> devices;
 
   Allocations allocations;
-  std::map<Address, Range> ranges;                                       // cuMemAddressReserve
-  std::map<uint64_t, std::shared_ptr<MemoryHandle>> memory_handles;      // cuMemCreate
-  std::map<Address, std::shared_ptr<MemoryHandle>> mappings;             // cuMemMap, as in `allocations`
+  std::map<Address, Range> ranges;                                   // cuMemAddressReserve
+  std::map<uint64_t, std::shared_ptr<MemoryHandle>> memory_handles;  // cuMemCreate
+  std::map<Address, std::shared_ptr<MemoryHandle>> mappings;         // cuMemMap, as in `allocations`
   Handles<Context> contexts;
   Handles<Stream> streams;
   Handles<Event> events;

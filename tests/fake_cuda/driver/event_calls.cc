@@ -1,7 +1,7 @@
 // Events.
-#include <chrono>
-
 #include <fmt/format.h>
+
+#include <chrono>
 
 #include "capture.h"
 #include "driver.h"
@@ -15,9 +15,7 @@ namespace {
 
 constexpr unsigned kFlags = CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING | CU_EVENT_INTERPROCESS;
 
-uint64_t Now() {
-  return uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1));
-}
+uint64_t Now() { return uint64_t(std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1)); }
 
 template <typename Use>
 CUresult WithEvent(CUevent handle, Use use) {

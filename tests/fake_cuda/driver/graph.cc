@@ -17,8 +17,12 @@ std::shared_ptr<GraphMemory> GraphMemory::Take(Context& context, uint64_t size) 
   const Address address = ReserveAddresses(mapped, kGranule);
   if (address == 0) return nullptr;
   physical->Map(address, 0, mapped, PROT_READ | PROT_WRITE);
-  driver().allocations.Add({.address = address, .size = size, .family = Family::kGraph, .device = device.ordinal,
-                            .context = &context, .physical = std::move(physical)});
+  driver().allocations.Add({.address = address,
+                            .size = size,
+                            .family = Family::kGraph,
+                            .device = device.ordinal,
+                            .context = &context,
+                            .physical = std::move(physical)});
   device.graph_bytes += mapped;
   device.graph_high = std::max(device.graph_high, device.graph_bytes);
   return std::shared_ptr<GraphMemory>(new GraphMemory(device, address, mapped));

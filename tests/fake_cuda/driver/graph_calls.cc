@@ -1,8 +1,8 @@
 // Graphs as a whole: made, looked at, made executable, launched.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstdio>
-
-#include <fmt/format.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -121,7 +121,8 @@ CUresult cuGraphDestroy(CUgraph handle) {
 
 CUresult cuGraphClone(CUgraph* out, CUgraph original) {
   if (out == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return WithGraph(original, [&](Graph& graph) { return *out = reinterpret_cast<CUgraph>(Clone(graph)), CUDA_SUCCESS; });
+  return WithGraph(original,
+                   [&](Graph& graph) { return *out = reinterpret_cast<CUgraph>(Clone(graph)), CUDA_SUCCESS; });
 }
 
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* exec, CUgraph graph, unsigned long long flags) {
@@ -278,7 +279,8 @@ CUresult cuGraphReleaseUserObject(CUgraph graph_handle, CUuserObject handle, uns
   UserObject* const object = driver().user_objects.Find(handle);
   return WithGraph(graph_handle, [&](Graph& graph) {
     const auto found = graph.user_objects.find(object);
-    if (object == nullptr || found == graph.user_objects.end() || found->second < count) return CUDA_ERROR_INVALID_VALUE;
+    if (object == nullptr || found == graph.user_objects.end() || found->second < count)
+      return CUDA_ERROR_INVALID_VALUE;
     if ((found->second -= count) == 0) graph.user_objects.erase(found);
     return ReleaseAll({{object, count}}), CUDA_SUCCESS;
   });

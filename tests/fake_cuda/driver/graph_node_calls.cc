@@ -34,7 +34,8 @@ CUresult Connect(CUgraph handle, const CUgraphNode* from, const CUgraphNode* to,
         return CUDA_ERROR_INVALID_VALUE;
       }
       auto& dependencies = second->dependencies;
-      if (std::find(dependencies.begin(), dependencies.end(), first) != dependencies.end()) return CUDA_ERROR_INVALID_VALUE;
+      if (std::find(dependencies.begin(), dependencies.end(), first) != dependencies.end())
+        return CUDA_ERROR_INVALID_VALUE;
       dependencies.push_back(first);
     }
     return CUDA_SUCCESS;
@@ -48,8 +49,8 @@ CUresult cuGraphNodeGetType(CUgraphNode handle, CUgraphNodeType* type) {
   return WithNode(handle, [&](Node& node) { return *type = node.type, CUDA_SUCCESS; });
 }
 
-CUresult cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to, const CUgraphEdgeData*,
-                                   size_t count) {
+CUresult cuGraphAddDependencies_v2(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to,
+                                   const CUgraphEdgeData*, size_t count) {
   return Connect(graph, from, to, count);
 }
 CUresult cuGraphAddDependencies(CUgraph graph, const CUgraphNode* from, const CUgraphNode* to, size_t count) {

@@ -1,7 +1,6 @@
 // Pinned and registered host memory.
-#include <sys/mman.h>
-
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -29,8 +28,12 @@ CUresult Allocate(void** out, size_t size, unsigned flags) {
   if (size > SIZE_MAX - 4096) return CUDA_ERROR_OUT_OF_MEMORY;
   void* const at = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
-  driver().allocations.Add({.address = reinterpret_cast<Address>(at), .size = size, .family = Family::kHost,
-                            .device = context->device->ordinal, .context = context, .flags = flags});
+  driver().allocations.Add({.address = reinterpret_cast<Address>(at),
+                            .size = size,
+                            .family = Family::kHost,
+                            .device = context->device->ordinal,
+                            .context = context,
+                            .flags = flags});
   *out = at;
   return CUDA_SUCCESS;
 }
@@ -77,8 +80,12 @@ CUresult cuMemHostRegister_v2(void* p, size_t size, unsigned flags) {
   const Address address = reinterpret_cast<Address>(p);
   if (size > UINT64_MAX - address) return CUDA_ERROR_INVALID_VALUE;
   if (allocations.Overlaps(address, size)) return CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
-  allocations.Add({.address = address, .size = size, .family = Family::kRegistered, .device = context->device->ordinal,
-                   .context = context, .flags = flags});
+  allocations.Add({.address = address,
+                   .size = size,
+                   .family = Family::kRegistered,
+                   .device = context->device->ordinal,
+                   .context = context,
+                   .flags = flags});
   return CUDA_SUCCESS;
 }
 

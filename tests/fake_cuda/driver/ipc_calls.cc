@@ -1,10 +1,9 @@
 // Memory and events shared between processes of one user, by the file of the device and a ticket in it.
+#include <fmt/format.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -51,7 +50,8 @@ Allocation* FindOpened(const IpcData& data) {
 
 CUresult cuIpcGetMemHandle(CUipcMemHandle* handle, CUdeviceptr address) {
   const Allocation* const allocation = driver().allocations.Containing(address);
-  if (handle == nullptr || allocation == nullptr || allocation->family != Family::kDevice) return CUDA_ERROR_INVALID_VALUE;
+  if (handle == nullptr || allocation == nullptr || allocation->family != Family::kDevice)
+    return CUDA_ERROR_INVALID_VALUE;
   Device& device = *driver().devices[size_t(allocation->device)];
   std::shared_ptr<Physical> physical = allocation->physical;
   uint64_t offset = 0;
@@ -89,9 +89,12 @@ CUresult cuIpcOpenMemHandle_v2(CUdeviceptr* out, CUipcMemHandle handle, unsigned
   const Address base = ReserveAddresses(physical->size(), kGranule);
   if (base == 0) return CUDA_ERROR_OUT_OF_MEMORY;
   physical->Map(base, 0, physical->size(), PROT_READ | PROT_WRITE);
-  Allocation& allocation = driver().allocations.Add({.address = base + data.offset, .size = data.size,
-                                                     .family = Family::kIpc, .device = device->ordinal,
-                                                     .context = context, .physical = std::move(physical),
+  Allocation& allocation = driver().allocations.Add({.address = base + data.offset,
+                                                     .size = data.size,
+                                                     .family = Family::kIpc,
+                                                     .device = device->ordinal,
+                                                     .context = context,
+                                                     .physical = std::move(physical),
                                                      .mapped = base});
   allocation.ipc_pid = data.pid;
   allocation.ipc_ticket = data.ticket;
@@ -116,7 +119,8 @@ CUresult cuIpcCloseMemHandle(CUdeviceptr address) {
 CUresult cuIpcGetEventHandle(CUipcEventHandle* handle, CUevent event_handle) {
   Event* event = nullptr;
   if (const CUresult result = FindEvent(event_handle, event); result != CUDA_SUCCESS) return result;
-  if (handle == nullptr || (event->flags & CU_EVENT_INTERPROCESS) == 0 || event->opened) return CUDA_ERROR_INVALID_VALUE;
+  if (handle == nullptr || (event->flags & CU_EVENT_INTERPROCESS) == 0 || event->opened)
+    return CUDA_ERROR_INVALID_VALUE;
   const DeviceMemory& memory = event->context->device->memory;
   Store(handle, {event->ticket->offset(), 0, 0, getpid(), memory.file().fd()});
   return CUDA_SUCCESS;

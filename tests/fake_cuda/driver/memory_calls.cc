@@ -1,9 +1,8 @@
 // Plain device memory and managed memory.
+#include <fmt/format.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-
-#include <fmt/format.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -21,8 +20,8 @@ uint64_t RoundUp(uint64_t value, uint64_t unit) { return (value + unit - 1) / un
 
 CUresult Allocate(Context& context, Family family, uint64_t size, unsigned flags, CUdeviceptr* out) {
   Device& device = *context.device;
-  Allocation allocation{.address = 0, .size = size, .family = family, .device = device.ordinal, .context = &context,
-                        .flags = flags};
+  Allocation allocation{
+      .address = 0, .size = size, .family = family, .device = device.ordinal, .context = &context, .flags = flags};
   if (size <= kLargestSmall) {
     allocation.address = device.small.Take(size);
     if (allocation.address == 0) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -60,9 +59,15 @@ void FreeAllocation(Allocation& allocation, const char* by) {
         FreeAddresses(allocation.address, allocation.physical->size());
       }
       break;
-    case Family::kHost: FreeAddresses(allocation.address, RoundUp(allocation.size, 4096)); break;
-    case Family::kIpc: FreeAddresses(allocation.mapped, allocation.physical->size()); break;
-    case Family::kPool: FreeToPool(allocation, by); return;
+    case Family::kHost:
+      FreeAddresses(allocation.address, RoundUp(allocation.size, 4096));
+      break;
+    case Family::kIpc:
+      FreeAddresses(allocation.mapped, allocation.physical->size());
+      break;
+    case Family::kPool:
+      FreeToPool(allocation, by);
+      return;
     case Family::kRegistered:
     case Family::kGraph:   // freed by the graph
     case Family::kMapped:  // freed by cuMemUnmap

@@ -1,4 +1,5 @@
-// Modules, libraries and kernels. An image is not looked into: any name is a kernel of it, and running one does nothing.
+// Modules, libraries and kernels. An image is not looked into: any name is a kernel of it, and running one does
+// nothing.
 #pragma once
 
 #include <map>

@@ -100,7 +100,9 @@ CUresult cuModuleLoadDataEx(CUmodule* module, const void* image, unsigned, CUjit
 }
 CUresult cuModuleLoadFatBinary(CUmodule* module, const void* image) { return LoadHere(module, image); }
 CUresult cuModuleUnload(CUmodule module) { return Unload(module); }
-CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) { return Get(function, module, name); }
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+  return Get(function, module, name);
+}
 
 CUresult cuModuleGetGlobal_v2(CUdeviceptr*, size_t*, CUmodule handle, const char*) {
   return WithModule(handle, [](Module&) { return CUDA_ERROR_NOT_FOUND; });
@@ -111,8 +113,8 @@ CUresult cuModuleGetLoadingMode(CUmoduleLoadingMode* mode) {
   return *mode = CU_MODULE_LAZY_LOADING, CUDA_SUCCESS;
 }
 
-CUresult cuLibraryLoadData(CUlibrary* library, const void* image, CUjit_option*, void**, unsigned, CUlibraryOption*, void**,
-                           unsigned) {
+CUresult cuLibraryLoadData(CUlibrary* library, const void* image, CUjit_option*, void**, unsigned, CUlibraryOption*,
+                           void**, unsigned) {
   return Load(library, image, nullptr);
 }
 CUresult cuLibraryLoadFromFile(CUlibrary* library, const char* path, CUjit_option*, void**, unsigned, CUlibraryOption*,
@@ -120,7 +122,9 @@ CUresult cuLibraryLoadFromFile(CUlibrary* library, const char* path, CUjit_optio
   return Load(library, path, nullptr);
 }
 CUresult cuLibraryUnload(CUlibrary library) { return Unload(library); }
-CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) { return Get(kernel, library, name); }
+CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
+  return Get(kernel, library, name);
+}
 
 CUresult cuLibraryGetModule(CUmodule* module, CUlibrary library) {
   if (module == nullptr) return CUDA_ERROR_INVALID_VALUE;
@@ -139,9 +143,8 @@ CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
 
 CUresult cuKernelGetLibrary(CUlibrary* library, CUkernel kernel) {
   if (library == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return WithFunction(kernel, [&](Function& found) {
-    return *library = reinterpret_cast<CUlibrary>(found.module), CUDA_SUCCESS;
-  });
+  return WithFunction(
+      kernel, [&](Function& found) { return *library = reinterpret_cast<CUlibrary>(found.module), CUDA_SUCCESS; });
 }
 
 CUresult cuKernelGetAttribute(int* value, CUfunction_attribute attribute, CUkernel kernel, CUdevice) {
@@ -166,9 +169,8 @@ CUresult cuFuncGetName(const char** name, CUfunction function) { return GetName(
 
 CUresult cuFuncGetModule(CUmodule* module, CUfunction function) {
   if (module == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return WithFunction(function, [&](Function& found) {
-    return *module = reinterpret_cast<CUmodule>(found.module), CUDA_SUCCESS;
-  });
+  return WithFunction(
+      function, [&](Function& found) { return *module = reinterpret_cast<CUmodule>(found.module), CUDA_SUCCESS; });
 }
 
 CUresult cuFuncIsLoaded(CUfunctionLoadingState* state, CUfunction function) {

@@ -1,10 +1,10 @@
 #include "options.h"
 
+#include <fmt/format.h>
+
 #include <charconv>
 #include <cstring>
 #include <string_view>
-
-#include <fmt/format.h>
 
 extern char** environ;
 
@@ -78,9 +78,9 @@ bool ReadChoice(const std::string& text, const char* yes, const char* no, bool& 
 bool ReadLatency(const std::string& text, Options& options, std::string& problem) {
   // Nanoseconds a call, measured on one H200: plain and stream-ordered allocation, fresh 2 MiB.
   static const std::map<std::string, uint64_t> kMeasured = {
-      {"cuMemAlloc", 30000},   {"cuMemFree", 26000},    {"cuMemAllocAsync", 310},  {"cuMemFreeAsync", 310},
-      {"cuEventRecord", 220},  {"cuEventQuery", 160},   {"cuStreamWaitEvent", 190}, {"cuMemGetInfo", 4000},
-      {"cuStreamGetId", 60},   {"cuStreamIsCapturing", 60}, {"cuMemPoolGetAttribute", 60}};
+      {"cuMemAlloc", 30000},  {"cuMemFree", 26000},        {"cuMemAllocAsync", 310},     {"cuMemFreeAsync", 310},
+      {"cuEventRecord", 220}, {"cuEventQuery", 160},       {"cuStreamWaitEvent", 190},   {"cuMemGetInfo", 4000},
+      {"cuStreamGetId", 60},  {"cuStreamIsCapturing", 60}, {"cuMemPoolGetAttribute", 60}};
   for (const std::string& part : Split(text, ',')) {
     if (part == "measured") {
       options.latency_ns.insert(kMeasured.begin(), kMeasured.end());
@@ -108,7 +108,8 @@ bool ReadOne(const std::string& name, const std::string& text, Options& options,
   if (name == "LATENCY") return ReadLatency(text, options, problem);
   if (name.starts_with("RUNTIME_") || name.starts_with("CUBLAS")) return true;  // read by the libraries above
   problem =
-      "is unknown; known are FAKE_CUDA_MEMORY, DEVICES, CAPABILITY, MISUSE, CAPTURE_MISUSE, HOLD_EVENTS, TRACE, FAULTS and "
+      "is unknown; known are FAKE_CUDA_MEMORY, DEVICES, CAPABILITY, MISUSE, CAPTURE_MISUSE, HOLD_EVENTS, TRACE, FAULTS "
+      "and "
       "LATENCY";
   return false;
 }

@@ -24,8 +24,8 @@ struct Fault {
   }
 };
 
-// "cuMemCreate:3=2" the third call returns 2; "cuMemCreate:3+=2" the third and all later; "cuMemCreate:*3=2" each third.
-// Several are separated by commas. Appends to `faults`; false with a sentence in `problem`.
+// "cuMemCreate:3=2" the third call returns 2; "cuMemCreate:3+=2" the third and all later; "cuMemCreate:*3=2" each
+// third. Several are separated by commas. Appends to `faults`; false with a sentence in `problem`.
 bool ParseFaults(const std::string& text, std::vector<Fault>& faults, std::string& problem);
 
 struct Options {

@@ -20,26 +20,38 @@ CUmemorytype TypeOf(const Allocation& allocation) {
 
 CUresult Read(void* data, CUpointer_attribute attribute, const Allocation& allocation, CUdeviceptr address) {
   switch (attribute) {
-    case CU_POINTER_ATTRIBUTE_CONTEXT: return Set<Context*>(data, allocation.context);
-    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE: return Set<unsigned>(data, TypeOf(allocation));
-    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER: return Set<CUdeviceptr>(data, address);
+    case CU_POINTER_ATTRIBUTE_CONTEXT:
+      return Set<Context*>(data, allocation.context);
+    case CU_POINTER_ATTRIBUTE_MEMORY_TYPE:
+      return Set<unsigned>(data, TypeOf(allocation));
+    case CU_POINTER_ATTRIBUTE_DEVICE_POINTER:
+      return Set<CUdeviceptr>(data, address);
     case CU_POINTER_ATTRIBUTE_HOST_POINTER:
       if (allocation.on_device() && allocation.family != Family::kManaged) return CUDA_ERROR_INVALID_VALUE;
       return Set<CUdeviceptr>(data, address);
-    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS: return Set<unsigned>(data, 0);
-    case CU_POINTER_ATTRIBUTE_BUFFER_ID: return Set<unsigned long long>(data, allocation.id);
-    case CU_POINTER_ATTRIBUTE_IS_MANAGED: return Set<unsigned>(data, allocation.family == Family::kManaged);
-    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: return Set<int>(data, allocation.device);
-    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE: return Set<unsigned>(data, allocation.family == Family::kDevice);
-    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR: return Set<CUdeviceptr>(data, allocation.address);
-    case CU_POINTER_ATTRIBUTE_RANGE_SIZE: return Set<size_t>(data, allocation.size);
-    case CU_POINTER_ATTRIBUTE_MAPPED: return Set<unsigned>(data, 1);
+    case CU_POINTER_ATTRIBUTE_SYNC_MEMOPS:
+      return Set<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_BUFFER_ID:
+      return Set<unsigned long long>(data, allocation.id);
+    case CU_POINTER_ATTRIBUTE_IS_MANAGED:
+      return Set<unsigned>(data, allocation.family == Family::kManaged);
+    case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+      return Set<int>(data, allocation.device);
+    case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
+      return Set<unsigned>(data, allocation.family == Family::kDevice);
+    case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+      return Set<CUdeviceptr>(data, allocation.address);
+    case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+      return Set<size_t>(data, allocation.size);
+    case CU_POINTER_ATTRIBUTE_MAPPED:
+      return Set<unsigned>(data, 1);
     case CU_POINTER_ATTRIBUTE_ALLOWED_HANDLE_TYPES: {
       const auto mapping = driver().mappings.find(allocation.address);
       return Set<unsigned long long>(
           data, mapping != driver().mappings.end() ? HandleTypesOf(*mapping->second) : CU_MEM_HANDLE_TYPE_NONE);
     }
-    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE: return Set<unsigned>(data, 0);
+    case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
+      return Set<unsigned>(data, 0);
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: {
       const bool none = allocation.family == Family::kMapped && allocation.access == PROT_NONE;
       const bool read = allocation.family == Family::kMapped && allocation.access == PROT_READ;
@@ -47,11 +59,16 @@ CUresult Read(void* data, CUpointer_attribute attribute, const Allocation& alloc
                                  : read ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ
                                         : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE);
     }
-    case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE: return Set<Pool*>(data, allocation.pool);
-    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE: return Set<size_t>(data, allocation.size);
-    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR: return Set<CUdeviceptr>(data, allocation.address);
-    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID: return Set<unsigned long long>(data, allocation.id);
-    default: return CUDA_ERROR_NOT_SUPPORTED;
+    case CU_POINTER_ATTRIBUTE_MEMPOOL_HANDLE:
+      return Set<Pool*>(data, allocation.pool);
+    case CU_POINTER_ATTRIBUTE_MAPPING_SIZE:
+      return Set<size_t>(data, allocation.size);
+    case CU_POINTER_ATTRIBUTE_MAPPING_BASE_ADDR:
+      return Set<CUdeviceptr>(data, allocation.address);
+    case CU_POINTER_ATTRIBUTE_MEMORY_BLOCK_ID:
+      return Set<unsigned long long>(data, allocation.id);
+    default:
+      return CUDA_ERROR_NOT_SUPPORTED;
   }
 }
 
@@ -65,8 +82,10 @@ size_t SizeOf(CUpointer_attribute attribute) {
     case CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE:
     case CU_POINTER_ATTRIBUTE_MAPPED:
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
-    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: return sizeof(unsigned);
-    default: return sizeof(void*);
+    case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS:
+      return sizeof(unsigned);
+    default:
+      return sizeof(void*);
   }
 }
 

@@ -1,8 +1,8 @@
 #include "pool.h"
 
-#include <algorithm>
-
 #include <fmt/format.h>
+
+#include <algorithm>
 
 #include "misuse.h"
 
@@ -12,9 +12,8 @@ namespace {
 constexpr uint64_t kPoolSegment = uint64_t{32} << 20;
 
 void Destroy(Pool& pool) {
-  for (const auto& device : driver().devices) {
-    if (device->pool == &pool) device->pool = device->default_pool;
-  }
+  pool.segments.Trim(0);  // the handle itself is remembered for a while
+  pool.file = nullptr;
   driver().pools.Remove(&pool);
 }
 
@@ -46,8 +45,12 @@ CUresult AllocateFrom(Pool& pool, Context& context, uint64_t size, Address& addr
     address = pool.segments.Take(size, pool.most);
   }
   if (address == 0) return CUDA_ERROR_OUT_OF_MEMORY;
-  driver().allocations.Add({.address = address, .size = size, .family = Family::kPool, .device = pool.device.ordinal,
-                            .context = &context, .pool = &pool});
+  driver().allocations.Add({.address = address,
+                            .size = size,
+                            .family = Family::kPool,
+                            .device = pool.device.ordinal,
+                            .context = &context,
+                            .pool = &pool});
   pool.used += size;
   pool.used_high = std::max(pool.used_high, pool.used);
   pool.reserved_high = std::max(pool.reserved_high, pool.segments.reserved());
@@ -64,6 +67,14 @@ void FreeToPool(Allocation& allocation, const char* by) {
   pool.used -= allocation.size;
   driver().allocations.Remove(allocation.address, by);
   if (pool.destroyed && pool.used == 0) Destroy(pool);
+}
+
+void DestroyPool(Pool& pool) {
+  for (const auto& device : driver().devices) {
+    if (device->pool == &pool) device->pool = device->default_pool;
+  }
+  pool.destroyed = true;
+  if (pool.used == 0) Destroy(pool);
 }
 
 void TrimPools(Device& device) {

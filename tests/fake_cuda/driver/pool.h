@@ -15,7 +15,7 @@ struct Pool {
   Segments segments;
   const uint64_t most;  // it may reserve
   bool is_default = false;
-  bool destroyed = false;  // and still in use
+  bool destroyed = false;      // and still in use
   std::shared_ptr<File> file;  // of the process that exported it
   CUmemPoolProps props = {};
   std::map<CUmemPool_attribute, uint64_t> settings;
@@ -29,10 +29,12 @@ CUresult AllocateFrom(Pool& pool, Context& context, uint64_t size, Address& addr
 // Gives one allocation of a pool back; with the last one a destroyed pool goes.
 void FreeToPool(Allocation& allocation, const char* by);
 
+// At once if nothing of it is allocated, else with the last allocation.
+void DestroyPool(Pool& pool);
+
 // What a synchronisation does: gives back what the release threshold does not keep.
 void TrimPools(Device& device);
 
-// How an allocation of a pool looks if the stream is captured: a node with memory of the graph's own.
 CUresult FindPool(CUmemoryPool handle, Pool*& pool);
 
 }  // namespace fake_cuda

@@ -1,9 +1,8 @@
 // Stream-ordered memory and its pools.
+#include <fmt/format.h>
 #include <sys/mman.h>
 
 #include <cstring>
-
-#include <fmt/format.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -87,7 +86,8 @@ CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
 }
 
 CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* props) {
-  if (out == nullptr || props == nullptr || props->allocType != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
+  if (out == nullptr || props == nullptr || props->allocType != CU_MEM_ALLOCATION_TYPE_PINNED)
+    return CUDA_ERROR_INVALID_VALUE;
   if (props->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;
   if ((props->handleTypes & ~CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0) return CUDA_ERROR_NOT_SUPPORTED;
   Device* const device = FindDevice(props->location.id);
@@ -102,12 +102,7 @@ CUresult cuMemPoolCreate(CUmemoryPool* out, const CUmemPoolProps* props) {
 CUresult cuMemPoolDestroy(CUmemoryPool handle) {
   return WithPool(handle, [&](Pool& pool) {
     if (pool.is_default) return CUDA_ERROR_INVALID_VALUE;
-    for (const auto& device : driver().devices) {
-      if (device->pool == &pool) device->pool = device->default_pool;
-    }
-    pool.destroyed = true;
-    if (pool.used == 0) driver().pools.Remove(&pool);
-    return CUDA_SUCCESS;
+    return DestroyPool(pool), CUDA_SUCCESS;
   });
 }
 
@@ -125,12 +120,18 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attribute attribut
       case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
         *static_cast<int*>(value) = int(pool.settings[attribute]);
         return CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: return wide = pool.settings[attribute], CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT: return wide = pool.segments.reserved(), CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH: return wide = pool.reserved_high, CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_USED_MEM_CURRENT: return wide = pool.used, CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_USED_MEM_HIGH: return wide = pool.used_high, CUDA_SUCCESS;
-      default: return CUDA_ERROR_INVALID_VALUE;
+      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        return wide = pool.settings[attribute], CUDA_SUCCESS;
+      case CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT:
+        return wide = pool.segments.reserved(), CUDA_SUCCESS;
+      case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
+        return wide = pool.reserved_high, CUDA_SUCCESS;
+      case CU_MEMPOOL_ATTR_USED_MEM_CURRENT:
+        return wide = pool.used, CUDA_SUCCESS;
+      case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
+        return wide = pool.used_high, CUDA_SUCCESS;
+      default:
+        return CUDA_ERROR_INVALID_VALUE;
     }
   });
 }
@@ -145,12 +146,14 @@ CUresult cuMemPoolSetAttribute(CUmemoryPool handle, CUmemPool_attribute attribut
       case CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES:
         pool.settings[attribute] = uint64_t(*static_cast<int*>(value));
         return CUDA_SUCCESS;
-      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD: return pool.settings[attribute] = wide(), CUDA_SUCCESS;
+      case CU_MEMPOOL_ATTR_RELEASE_THRESHOLD:
+        return pool.settings[attribute] = wide(), CUDA_SUCCESS;
       case CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH:
         return wide() != 0 ? CUDA_ERROR_INVALID_VALUE : (pool.reserved_high = pool.segments.reserved(), CUDA_SUCCESS);
       case CU_MEMPOOL_ATTR_USED_MEM_HIGH:
         return wide() != 0 ? CUDA_ERROR_INVALID_VALUE : (pool.used_high = pool.used, CUDA_SUCCESS);
-      default: return CUDA_ERROR_INVALID_VALUE;
+      default:
+        return CUDA_ERROR_INVALID_VALUE;
     }
   });
 }
@@ -175,7 +178,7 @@ CUresult cuMemPoolGetAccess(CUmemAccess_flags* flags, CUmemoryPool handle, CUmem
     if (FindDevice(location->id) == nullptr) return CUDA_ERROR_INVALID_DEVICE;
     const auto found = pool.access.find(location->id);
     const bool own = location->id == pool.device.ordinal;
-    *flags = own                         ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    *flags = own                          ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
              : found != pool.access.end() ? found->second
                                           : CU_MEM_ACCESS_FLAGS_PROT_NONE;
     return CUDA_SUCCESS;
@@ -285,9 +288,14 @@ CUresult cuMemPoolImportPointer(CUdeviceptr* out, CUmemoryPool handle, CUmemPool
     physical->Map(base, 0, physical->size(), PROT_READ | PROT_WRITE);
     *out = base + data.offset;
     pool.used += data.size;
-    driver().allocations.Add({.address = *out, .size = data.size, .family = Family::kPool,
-                              .device = pool.device.ordinal, .context = context, .physical = std::move(physical),
-                              .mapped = base, .pool = &pool});
+    driver().allocations.Add({.address = *out,
+                              .size = data.size,
+                              .family = Family::kPool,
+                              .device = pool.device.ordinal,
+                              .context = context,
+                              .physical = std::move(physical),
+                              .mapped = base,
+                              .pool = &pool});
     return CUDA_SUCCESS;
   });
 }

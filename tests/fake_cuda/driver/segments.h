@@ -1,6 +1,7 @@
 // Small allocations, cut out of larger mapped pieces of device memory: first fit, 512 bytes at least.
 //
-// Plain allocations of up to 1 MiB share pieces of 2 MiB, and a pool's share pieces of 32 MiB, as the real driver does it.
+// Plain allocations of up to 1 MiB share pieces of 2 MiB, and a pool's share pieces of 32 MiB, as the real driver does
+// it.
 #pragma once
 
 #include <map>

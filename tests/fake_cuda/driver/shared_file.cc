@@ -1,9 +1,8 @@
 #include "shared_file.h"
 
 #include <fcntl.h>
-#include <unistd.h>
-
 #include <fmt/format.h>
+#include <unistd.h>
 
 namespace fake_cuda {
 namespace {

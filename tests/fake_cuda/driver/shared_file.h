@@ -1,4 +1,5 @@
-// How a piece of device memory travels to another process: as a descriptor of the device's file that stands at a ticket.
+// How a piece of device memory travels to another process: as a descriptor of the device's file that stands at a
+// ticket.
 #pragma once
 
 #include <memory>

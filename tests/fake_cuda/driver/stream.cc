@@ -1,10 +1,10 @@
 #include "stream.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <thread>
-
-#include <fmt/format.h>
 
 #include "capture.h"
 #include "entry.h"

@@ -1,4 +1,5 @@
-// Streams and events. Work is done when it is submitted, or becomes a node of the graph that the stream is captured into.
+// Streams and events. Work is done when it is submitted, or becomes a node of the graph that the stream is captured
+// into.
 #pragma once
 
 #include <functional>
@@ -35,11 +36,11 @@ struct Event {
   unsigned flags = 0;
   bool recorded = false;
   uint64_t time_ns = 0;
-  std::shared_ptr<Mark> mark;          // null: finished
+  std::shared_ptr<Mark> mark;            // null: finished
   std::shared_ptr<MappedTicket> ticket;  // of an event shared with other processes
-  bool opened = false;                 // by cuIpcOpenEventHandle
-  std::shared_ptr<Capture> capture;    // recorded while its stream was captured
-  std::vector<Node*> tail;             // what came before it there
+  bool opened = false;                   // by cuIpcOpenEventHandle
+  std::shared_ptr<Capture> capture;      // recorded while its stream was captured
+  std::vector<Node*> tail;               // what came before it there
 };
 
 // The stream that `handle` means in this call: 0 is the legacy default stream, or the thread's own in a _ptsz call.

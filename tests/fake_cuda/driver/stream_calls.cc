@@ -1,7 +1,7 @@
 // Streams.
-#include <cstring>
-
 #include <fmt/format.h>
+
+#include <cstring>
 
 #include "capture.h"
 #include "driver.h"
@@ -83,9 +83,8 @@ CUresult cuStreamGetDevice(CUstream handle, CUdevice* device) {
 
 CUresult cuStreamGetCtx(CUstream handle, CUcontext* context) {
   if (context == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  return WithStream(handle, [&](Stream& stream) {
-    return *context = reinterpret_cast<CUcontext>(stream.context), CUDA_SUCCESS;
-  });
+  return WithStream(
+      handle, [&](Stream& stream) { return *context = reinterpret_cast<CUcontext>(stream.context), CUDA_SUCCESS; });
 }
 
 CUresult cuStreamGetCtx_v2(CUstream handle, CUcontext* context, CUgreenCtx* green) {

@@ -1,7 +1,6 @@
 // Virtual memory management: physical memory by handle, address ranges, and what is mapped where.
-#include <sys/mman.h>
-
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include "driver.h"
 #include "driver_functions.h"
@@ -26,7 +25,8 @@ bool Aligned(uint64_t value) { return value % kGranule == 0; }
 
 CUresult Check(const CUmemAllocationProp* properties) {
   if (properties == nullptr || properties->type != CU_MEM_ALLOCATION_TYPE_PINNED) return CUDA_ERROR_INVALID_VALUE;
-  if ((properties->requestedHandleTypes & ~CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0) return CUDA_ERROR_NOT_SUPPORTED;
+  if ((properties->requestedHandleTypes & ~CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) != 0)
+    return CUDA_ERROR_NOT_SUPPORTED;
   if (properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE) return CUDA_ERROR_NOT_SUPPORTED;  // on the host
   return FindDevice(properties->location.id) == nullptr ? CUDA_ERROR_INVALID_DEVICE : CUDA_SUCCESS;
 }
@@ -34,8 +34,7 @@ CUresult Check(const CUmemAllocationProp* properties) {
 CUmemGenericAllocationHandle AddHandle(std::shared_ptr<Physical> physical, const CUmemAllocationProp& properties) {
   Driver& state = driver();
   const uint64_t value = (state.next_id++ << 4) | 0x1000000000000;
-  state.memory_handles[value] =
-      std::make_shared<MemoryHandle>(MemoryHandle{std::move(physical), properties, 1, value});
+  state.memory_handles[value] = std::make_shared<MemoryHandle>(MemoryHandle{std::move(physical), properties, 1, value});
   return value;
 }
 
@@ -116,7 +115,8 @@ CUresult cuMemRelease(CUmemGenericAllocationHandle value) {
 CUresult cuMemRetainAllocationHandle(CUmemGenericAllocationHandle* value, void* pointer) {
   Driver& state = driver();
   const Allocation* const allocation = state.allocations.Containing(reinterpret_cast<Address>(pointer));
-  if (value == nullptr || allocation == nullptr || allocation->family != Family::kMapped) return CUDA_ERROR_INVALID_VALUE;
+  if (value == nullptr || allocation == nullptr || allocation->family != Family::kMapped)
+    return CUDA_ERROR_INVALID_VALUE;
   const std::shared_ptr<MemoryHandle>& handle = state.mappings.at(allocation->address);
   ++handle->references;
   state.memory_handles[handle->value] = handle;  // it may have been released while mapped
@@ -133,7 +133,8 @@ CUresult cuMemGetAllocationPropertiesFromHandle(CUmemAllocationProp* properties,
   return CUDA_SUCCESS;
 }
 
-CUresult cuMemAddressReserve(CUdeviceptr* out, size_t size, size_t alignment, CUdeviceptr hint, unsigned long long flags) {
+CUresult cuMemAddressReserve(CUdeviceptr* out, size_t size, size_t alignment, CUdeviceptr hint,
+                             unsigned long long flags) {
   if (out == nullptr || size == 0 || !Aligned(size) || flags != 0) return CUDA_ERROR_INVALID_VALUE;
   if ((alignment & (alignment - 1)) != 0) return CUDA_ERROR_INVALID_VALUE;
   const Address address = ReserveAddresses(size, std::max<size_t>(alignment, kGranule), hint);
@@ -165,7 +166,8 @@ CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemGenericA
   const std::shared_ptr<MemoryHandle> handle = FindHandle(value, result);
   if (handle == nullptr) return result;
   Driver& state = driver();
-  if (size == 0 || offset != 0 || flags != 0 || !Aligned(size) || !Aligned(address) || size > handle->physical->size()) {
+  if (size == 0 || offset != 0 || flags != 0 || !Aligned(size) || !Aligned(address) ||
+      size > handle->physical->size()) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   if (!Reserved(address, size)) return CUDA_ERROR_INVALID_VALUE;
@@ -174,8 +176,12 @@ CUresult cuMemMap(CUdeviceptr address, size_t size, size_t offset, CUmemGenericA
                   fmt::format("memory is already mapped in [{:#x}, {:#x})", address, address + size));
   }
   // No access before cuMemSetAccess: the pages stay as they are reserved.
-  state.allocations.Add({.address = address, .size = size, .family = Family::kMapped,
-                         .device = handle->properties.location.id, .context = nullptr, .physical = handle->physical});
+  state.allocations.Add({.address = address,
+                         .size = size,
+                         .family = Family::kMapped,
+                         .device = handle->properties.location.id,
+                         .context = nullptr,
+                         .physical = handle->physical});
   state.mappings[address] = handle;
   return CUDA_SUCCESS;
 }
@@ -197,7 +203,8 @@ CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUmemAccessDesc*
   int protection = PROT_NONE;
   for (size_t i = 0; i < count; ++i) {
     const CUmemLocation& location = descriptors[i].location;
-    if (location.type == CU_MEM_LOCATION_TYPE_DEVICE && FindDevice(location.id) == nullptr) return CUDA_ERROR_INVALID_DEVICE;
+    if (location.type == CU_MEM_LOCATION_TYPE_DEVICE && FindDevice(location.id) == nullptr)
+      return CUDA_ERROR_INVALID_DEVICE;
     if (descriptors[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) protection |= PROT_READ;
     if (descriptors[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) protection |= PROT_READ | PROT_WRITE;
   }
@@ -218,7 +225,9 @@ CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location
     return CUDA_ERROR_INVALID_VALUE;
   }
   const bool write = (allocation->access & PROT_WRITE) != 0, read = (allocation->access & PROT_READ) != 0;
-  *flags = write ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE : read ? CU_MEM_ACCESS_FLAGS_PROT_READ : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+  *flags = write  ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+           : read ? CU_MEM_ACCESS_FLAGS_PROT_READ
+                  : CU_MEM_ACCESS_FLAGS_PROT_NONE;
   return CUDA_SUCCESS;
 }
 
@@ -229,7 +238,8 @@ CUresult cuMemExportToShareableHandle(void* out, CUmemGenericAllocationHandle va
   if (handle == nullptr) return result;
   if (out == nullptr || flags != 0) return CUDA_ERROR_INVALID_VALUE;
   if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) return CUDA_ERROR_NOT_SUPPORTED;
-  if ((handle->properties.requestedHandleTypes & type) == 0 || handle->physical->imported()) return CUDA_ERROR_INVALID_VALUE;
+  if ((handle->properties.requestedHandleTypes & type) == 0 || handle->physical->imported())
+    return CUDA_ERROR_INVALID_VALUE;
   const MappedTicket* const ticket = handle->physical->ticket();
   if (ticket == nullptr) return CUDA_ERROR_NOT_SUPPORTED;
   const int fd = ExportTicket(FindDevice(handle->physical->device())->memory, ticket->offset());
