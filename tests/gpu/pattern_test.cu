@@ -45,7 +45,7 @@ class PatternTest : public DeviceTest, public testing::WithParamInterface<bool> 
       const uint64_t dice = random() % 100;
       if (dice < 45 || live.empty()) {
         const int stream = static_cast<int>(random() % kStreams);
-        const uint64_t shift = random() % 22;  // 8 B to 32 MiB
+        const uint64_t shift = random() % 22;  // 8 B to 16 MiB
         const uint64_t words = 1 + random() % (uint64_t{1} << shift);
         const absl::StatusOr<DevicePtr> block = allocator.AllocateRaw(Bytes(words * 8), streams[stream].stream());
         if (!block.ok()) {
