@@ -1,5 +1,7 @@
 #include "driver.h"
 
+#include <unistd.h>
+
 #include <fmt/format.h>
 
 #include "capture.h"
@@ -22,8 +24,11 @@ Device* FindDevice(int ordinal) {
 }
 
 std::vector<Context*>& ContextStack() {
-  thread_local std::vector<Context*> stack;
-  return stack;
+  // That of the main thread outlives its thread-local objects: programs call CUDA in the destructors of statics.
+  static std::vector<Context*>& of_main_thread = *new std::vector<Context*>;
+  thread_local std::vector<Context*> of_thread;
+  thread_local const bool is_main_thread = gettid() == getpid();
+  return is_main_thread ? of_main_thread : of_thread;
 }
 
 Context* CurrentContext(CUresult& result) {

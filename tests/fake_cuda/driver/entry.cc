@@ -140,6 +140,9 @@ CUresult Initialise() {
       return CUDA_ERROR_INVALID_VALUE;
     }
   }
+  for (const Fault& fault : options.faults) {
+    if (fault.function == "cuInit" && fault.Hits(1)) return CUresult(fault.error);
+  }
   if (options.devices == 0) return CUDA_ERROR_NO_DEVICE;
   state.options = options;
   counters().faults = options.faults;
