@@ -52,7 +52,7 @@ for program in "${programs[@]}"; do
   strip -o "$pack/bin/$program" "$build/bin/$program"
 done
 # Abseil too: it is part of the C++ interface. The C and C++ libraries are the other machine's.
-for program in "${programs[@]}"; do ldd "$build/bin/$program"; done | awk '$1 ~ /^lib(absl|gpuledger)/ { print $3 }' |
+for program in "${programs[@]}"; do ldd "$build/bin/$program"; done | awk '$1 ~ /^lib(absl|gpuledger|hwy)/ { print $3 }' |
   sort -u | xargs cp -Lt "$pack/lib"
 cp -a "$build"/fake_cuda/. "$pack/fake/"
 find "$pack/lib" "$pack/fake" -name '*.so*' -type f -exec strip --strip-unneeded {} +
