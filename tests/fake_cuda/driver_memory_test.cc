@@ -180,6 +180,8 @@ TEST_F(StreamOrderedMemory, IsKeptByItsPoolUntilASynchronisation) {
     EXPECT_CU(CU(cuMemPoolGetAttribute)(pool, attribute, &value));
     return value;
   };
+  cuuint64_t zero = 0;
+  EXPECT_CU(CU(cuMemPoolSetAttribute)(pool, CU_MEMPOOL_ATTR_USED_MEM_HIGH, &zero));
   CUdeviceptr address = 0;
   ASSERT_CU(CU(cuMemAllocAsync)(&address, 1000, stream));
   EXPECT_EQ(1000u, get(CU_MEMPOOL_ATTR_USED_MEM_CURRENT));
@@ -235,6 +237,8 @@ TEST_F(StreamOrderedMemory, IsTakenFromOtherPoolsWhenTheDeviceIsFull) {
   ASSERT_CU(CU(cuMemAllocAsync)(&address, 70 * kGiB, nullptr));
   EXPECT_CU(CU(cuMemFreeAsync)(address, nullptr));
   EXPECT_MISUSE(CU(cuMemFreeAsync)(address, nullptr), "was freed before, by cuMemFreeAsync");
+  keep = 0;
+  EXPECT_CU(CU(cuMemPoolSetAttribute)(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep));
   EXPECT_CU(CU(cuMemPoolTrimTo)(pool, 0));
 }
 

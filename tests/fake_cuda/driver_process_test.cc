@@ -274,7 +274,8 @@ TEST(Environment, IsRefusedWhereItMeansNothing) {
                                "FAKE_CUDA_DEVICES", "-1",         "is no number of devices",
                                "FAKE_CUDA_MISUSE",  "yes",        "is neither abort nor error",
                                "FAKE_CUDA_FAULTS",  "cuInit:0=1", "which is no fault such as",
-                               "FAKE_CUDA_FAULTS",  "cuNone:1=2", "cuNone in the faults is no function of the driver"};
+                               "FAKE_CUDA_FAULTS",  "cuNone:1=2", "cuNone in the faults is no function of the driver",
+                               "FAKE_CUDA_LATENCY", "cuNone=5",   "cuNone in the latencies is no function"};
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   for (size_t i = 0; i < std::size(wrong); i += 3) {
     const auto initialise = [&] {

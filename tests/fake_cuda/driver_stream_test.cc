@@ -167,6 +167,17 @@ TEST_F(Contexts, TakeTheirMemoryAlongWhenTheyAreReset) {
   EXPECT_CU(CU(cuMemFree)(more));
 }
 
+TEST_F(Contexts, LeaveStreamOrderedMemoryBehind) {
+  CUcontext made = nullptr;
+  CUdeviceptr address = 0;
+  ASSERT_CU(CU(cuCtxCreate)(&made, nullptr, 0, 0));
+  ASSERT_CU(CU(cuMemAllocAsync)(&address, 1000, nullptr));
+  EXPECT_CU(CU(cuCtxDestroy)(made));
+  Host(address)[0] = 1;
+  EXPECT_CU(CU(cuMemFree)(address));
+  EXPECT_CU(CU(cuCtxSynchronize)());  // gives the pool's memory back
+}
+
 TEST_F(Contexts, HaveLimits) {
   size_t value = 0;
   EXPECT_CU(CU(cuCtxGetLimit)(&value, CU_LIMIT_MALLOC_HEAP_SIZE));

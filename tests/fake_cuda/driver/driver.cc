@@ -55,10 +55,13 @@ void TearDown(Context& context, const char* by) {
   for (const std::shared_ptr<Capture>& capture : captures) {
     if (capture->origin->context == &context) Abandon(*capture);
   }
-  // Stream-ordered and mapped memory belongs to no context.
+  // Stream-ordered and mapped memory belongs to no context, and outlives it.
   std::vector<Address> owned;
-  for (const auto& [address, allocation] : state.allocations.all()) {
-    if (allocation.context == &context && allocation.family != Family::kPool && allocation.family != Family::kGraph) {
+  for (auto& [address, allocation] : state.allocations.all()) {
+    if (allocation.context != &context) continue;
+    if (allocation.family == Family::kPool || allocation.family == Family::kGraph) {
+      allocation.context = nullptr;
+    } else {
       owned.push_back(address);
     }
   }

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
@@ -50,13 +51,23 @@ void Say(const std::string& sentence) {
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
 }
 
-// A fault of a function that does not exist would never come.
+// What is to happen to a function that does not exist would never happen.
+bool CheckName(const std::string& function, const char* where) {
+  if (KnownFunction(function)) return true;
+  Say(fmt::format("{} in the {} is no function of the driver", function, where));
+  return false;
+}
+
 bool CheckNames(const std::vector<Fault>& faults) {
-  for (const Fault& fault : faults) {
-    if (!KnownFunction(fault.function))
-      return Say(fault.function + " in the faults is no function of the driver"), false;
+  return std::all_of(faults.begin(), faults.end(),
+                     [](const Fault& fault) { return CheckName(fault.function, "faults"); });
+}
+
+bool CheckNames(const Options& options) {
+  for (const auto& [function, ns] : options.latency_ns) {
+    if (!CheckName(function, "latencies")) return false;
   }
-  return true;
+  return CheckNames(options.faults);
 }
 
 CUresult Stop(bool abort, CUresult error, const std::string& sentence) {
@@ -121,7 +132,7 @@ CUresult Initialise() {
     Say(problem);
     return CUDA_ERROR_INVALID_VALUE;
   }
-  if (!CheckNames(options.faults)) return CUDA_ERROR_INVALID_VALUE;
+  if (!CheckNames(options)) return CUDA_ERROR_INVALID_VALUE;
   if (!options.trace.empty()) {
     trace_file = open(options.trace.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (trace_file < 0) {
