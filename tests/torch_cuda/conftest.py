@@ -15,16 +15,14 @@ import pytest
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "two_devices: skipped where there are fewer")
-    config.addinivalue_line("markers", "fake_only: asks for a property of the fake CUDA; skipped on a GPU")
 
 
 def pytest_runtest_setup(item):
-    import torch
+    if item.get_closest_marker("two_devices"):
+        import torch
 
-    if item.get_closest_marker("two_devices") and torch.cuda.device_count() < 2:
-        pytest.skip("needs two devices")
-    if item.get_closest_marker("fake_only") and not fake_cuda.is_on():
-        pytest.skip("needs the fake CUDA")
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two devices")
 
 
 @pytest.fixture(autouse=True)
