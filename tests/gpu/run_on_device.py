@@ -36,8 +36,10 @@ class Machine:
     def __init__(self, folder, out, fake):
         self.folder, self.fake = folder, fake
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("FAKE_CUDA_")}
+        # A run path of the programs does not reach what their libraries need.
+        self.environment["LD_LIBRARY_PATH"] = str(folder / "lib")
         if fake:
-            self.environment["LD_LIBRARY_PATH"] = str(folder / "fake")
+            self.environment["LD_LIBRARY_PATH"] += f":{folder / 'fake'}"
             self.environment["FAKE_CUDA_MEMORY"] = "8GiB"
             self.environment["FAKE_CUDA_DEVICES"] = "2"
         self.log = open(out / "log.txt", "w", encoding="utf-8")
