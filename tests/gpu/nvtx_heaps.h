@@ -24,7 +24,7 @@ class NvtxHeaps final : public RecordSink {
         AddHeap(address, record.charged.count());
         break;
       case RecordKind::kUnmapped:
-        RemoveHeap(address);
+        heaps_.erase(address);  // the tool has forgotten the heap with its memory, which is gone by now
         break;
       case RecordKind::kAllocate:
         AddBlock(address, record.requested.count(), std::string(OwnerName(record.owner)));
@@ -54,12 +54,6 @@ class NvtxHeaps final : public RecordSink {
     // Without a tool the headers return null; NVTX_MEM_HEAP_HANDLE_NO_TOOL, which a tool may return, is -1 (no C++).
     has_tool_ = has_tool_ || (handle != nullptr && handle != reinterpret_cast<nvtxMemHeapHandle_t>(intptr_t{-1}));
     heaps_[address] = handle;
-  }
-  void RemoveHeap(const void* address) {
-    const auto found = heaps_.find(address);
-    if (found == heaps_.end()) return;
-    nvtxMemHeapUnregister(domain_, found->second);
-    heaps_.erase(found);
   }
   void AddBlock(const void* address, size_t size, const std::string& owner) {
     auto heap = heaps_.upper_bound(address);

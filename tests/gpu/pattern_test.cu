@@ -1,6 +1,7 @@
 // A pattern in every block: kernels write it at allocation and check it at use and at free, on several streams, while
 // blocks are reused, ranges grow, and handles move between them. One wrong word is a failure.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -13,6 +14,7 @@ namespace gpuledger::gpu {
 namespace {
 
 constexpr int kStreams = 4;
+using Streams = std::array<OwnStream, kStreams>;  // declared before their allocator: its end still asks for them
 
 struct LiveBlock {
   DevicePtr address;
@@ -23,9 +25,9 @@ struct LiveBlock {
 class PatternTest : public DeviceTest, public testing::WithParamInterface<bool> {
  protected:
   // Random blocks under a cap; how many patterns were checked.
-  uint64_t Churn(CachingAllocator& allocator, uint64_t operations, uint64_t seed, WrongWords& wrong) {
+  uint64_t Churn(CachingAllocator& allocator, const Streams& streams, uint64_t operations, uint64_t seed,
+                 WrongWords& wrong) {
     std::mt19937_64 random(seed);
-    const OwnStream streams[kStreams];
     std::vector<LiveBlock> live;
     uint64_t next_seed = 0, checks = 0;
     cudaEvent_t event = nullptr;
@@ -91,8 +93,9 @@ TEST_P(PatternTest, NoWordOfAnyBlockIsEverWrong) {
   WrongWords wrong;
   AllocatorOptions options;
   options.cap = 768_MiB;  // small, so that handles move and pending work is waited for
+  const Streams streams;
   CachingAllocator allocator(*cuda, options);
-  const uint64_t checks = Churn(allocator, operations, seed, wrong);
+  const uint64_t checks = Churn(allocator, streams, operations, seed, wrong);
   EXPECT_EQ(wrong.Count(), 0u);
   EXPECT_GT(checks, operations / 4);
   RecordProperty("patterns_checked", std::to_string(checks));
@@ -102,8 +105,8 @@ TEST_P(PatternTest, NoWordOfAnyBlockIsEverWrong) {
 TEST_P(PatternTest, AWriteThroughAFreedBlockIsFound) {  // the check is able to fail
   const std::unique_ptr<CudaUpstream> cuda = *CudaUpstream::Open(DeviceId(0), {.mapping = GetParam()});
   WrongWords wrong;
-  CachingAllocator allocator(*cuda, {});
   const OwnStream own;
+  CachingAllocator allocator(*cuda, {});
   constexpr uint64_t kWords = 1000;
   const DevicePtr freed = allocator.AllocateRaw(Bytes(kWords * 8), own.stream()).value();
   allocator.Free(freed);

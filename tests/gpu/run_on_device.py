@@ -24,9 +24,10 @@ TESTS = {  # program: (seconds that it may take, what it shows)
     "remap_test": (120, "handles remapped while kernels run"),
 }
 # What compute-sanitizer must say: (arguments, what must be reported; None: nothing).
-SANITIZED = [(f"{what} {how}", expected) for how in ("whole", "mapping")
-             for what, expected in (("clean", None), ("freed", "Invalid __global__ write"),
-                                    ("overflow", "Invalid __global__ write"))]
+# Blocks in memory that was mapped cannot be announced: the tool (CUDA 13.0) answers every nvtxMemHeapRegister over it with
+# "parameters is invalid", so ranges are bought whole here. What is mapped is looked at without announcement, below.
+SANITIZED = [(f"{what} whole", expected) for what, expected in (("clean", None), ("freed", "Invalid __global__ write"),
+                                                                ("overflow", "Invalid __global__ write"))]
 FOUND = 86  # the exit code of compute-sanitizer that we ask for when it finds something
 
 

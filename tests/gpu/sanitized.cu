@@ -70,8 +70,8 @@ int Run(std::string_view what, bool mapping) {
   NvtxHeaps heaps;
   bool good = true;
   {
+    const OwnStream own;  // before the allocator, whose end still asks for it
     CachingAllocator allocator(large, {}, &heaps);
-    const OwnStream own;
     WrongWords wrong;
     good = Churn(allocator, own, wrong);
     OwnerScope scope("sanitized/planted", Role::kScratch);
