@@ -36,7 +36,7 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
     if (!slow.ok()) return slow.status();
     block = *slow;
   }
-  const DevicePtr address = (*pool)->address(*block);
+  const DevicePtr address = block->pool->address(*block);
   block->state.emplace<InUse>(a.ledger.Debit({payer, size, size_class.charged(), stream, address, site}));
   a.index.emplace(address.address(), block);
   return address;
@@ -176,15 +176,23 @@ void CachingAllocator::Impl::RecordFences(Pending& block) {
 }
 
 uint64_t CachingAllocator::Impl::CompletePending() {
+  if (pending.empty()) return 0;
+  std::vector<FenceId> fences;
+  for (Block* block : pending) {
+    auto& p = std::get<Pending>(block->state);
+    RecordFences(p);
+    fences.insert(fences.end(), p.fences.begin(), p.fences.end());
+  }
+  const std::vector<FenceId> passed = upstream.PassedFences(fences);
+  auto next = passed.begin();  // in the order of `fences`, which is that of the walk below
   uint64_t completed = 0;
   std::erase_if(pending, [&](Block* block) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
     auto& p = std::get<Pending>(block->state);
-    RecordFences(p);
     std::erase_if(p.fences, [&](FenceId fence) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-      const absl::StatusOr<bool> passed = upstream.PollFence(fence);
-      const bool gone = passed.ok() && *passed;
-      if (gone) upstream.DropFence(fence);
-      return gone;
+      if (next == passed.end() || *next != fence) return false;
+      upstream.DropFence(fence);
+      ++next;
+      return true;
     });
     if (!p.unfenced.empty() || !p.fences.empty()) return false;
     Complete(block);

@@ -22,6 +22,7 @@ struct CachingAllocator::Impl {
   Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink)
       : upstream(its_upstream),
         granule(its_upstream.granularity()),
+        mapping(its_upstream.capabilities().mapping),
         ledger(its_upstream.device(), its_upstream, sink),
         options(its_options) {}
 
@@ -40,6 +41,7 @@ struct CachingAllocator::Impl {
 
   Upstream& upstream;
   const Bytes granule;
+  const bool mapping;  // Capabilities::mapping
   Ledger ledger;
 
   mutable Mutex mutex;
@@ -47,6 +49,8 @@ struct CachingAllocator::Impl {
   BlockStore store GPULEDGER_GUARDED_BY(mutex);
   absl::flat_hash_map<Stream, std::unique_ptr<Pool>> pools GPULEDGER_GUARDED_BY(mutex);
   std::vector<Pool*> pool_order GPULEDGER_GUARDED_BY(mutex);  // as they were made: reports and donors do not depend on hashes
+  // Of an upstream that cannot map (whole_ranges.cc): one pool a range. Those of `pools` are empty then, and in no order.
+  std::vector<std::unique_ptr<Pool>> whole_pools GPULEDGER_GUARDED_BY(mutex);
   absl::flat_hash_map<uint64_t, Block*> index GPULEDGER_GUARDED_BY(mutex);  // in use and pending, by address
   std::vector<Block*> pending GPULEDGER_GUARDED_BY(mutex);
   // Handles that the upstream would not take back: they count against the cap, and are used before new ones are made.
@@ -61,6 +65,9 @@ struct CachingAllocator::Impl {
   // The rest of Allocate after a miss: the ladder.
   absl::StatusOr<Block*> AllocateSlow(Pool& pool, SizeClass size_class, Bytes requested, Payer payer)
       GPULEDGER_REQUIRES(mutex);
+  // The last rung: the miss goes on record, and its report into the error.
+  absl::Status OutOfMemory(const Pool& pool, SizeClass size_class, Bytes requested, Payer payer, std::string_view why)
+      GPULEDGER_REQUIRES(mutex);
   absl::StatusOr<Block*> Grow(Pool& pool, Bytes size, Donors donors) GPULEDGER_REQUIRES(mutex);
   // Wholly cached granules, those of `pool` first, none inside [keep, keep_end) of it.
   [[nodiscard]] std::vector<Donor> ListDonors(const Pool& pool, Bytes keep, Bytes keep_end) const GPULEDGER_REQUIRES(mutex);
@@ -71,6 +78,14 @@ struct CachingAllocator::Impl {
   void Trim(Bytes target) GPULEDGER_REQUIRES(mutex);
   void RecordFences(Pending& block) GPULEDGER_REQUIRES(mutex);
   absl::Status WaitForStream(Stream stream) GPULEDGER_REQUIRES(mutex);
+  // The same rungs where ranges come with their memory (whole_ranges.cc).
+  absl::StatusOr<Block*> AllocateFromWholeRanges(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
+  Block* TakeFromWholeRanges(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
+  absl::StatusOr<Block*> BuyRange(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
+  // Gives wholly cached ranges back until reserved is at most `target`; true if any went.
+  bool GiveBackRanges(Bytes target) GPULEDGER_REQUIRES(mutex);
+  // How many granules of the pool could be given back now.
+  [[nodiscard]] uint64_t SpareGranules(const Pool& pool) const GPULEDGER_REQUIRES(mutex);
   absl::StatusOr<HandleId> UnmapGranule(Pool& pool, uint64_t g) GPULEDGER_REQUIRES(mutex);
   void Release(HandleId handle) GPULEDGER_REQUIRES(mutex);
   uint64_t CompletePending() GPULEDGER_REQUIRES(mutex);

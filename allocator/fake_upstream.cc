@@ -13,6 +13,10 @@
 namespace gpuledger {
 namespace {
 
+Capabilities CapabilitiesOf(const FakeOptions& options) {
+  return {.aliasing = options.aliasing && options.mapping, .host_accessible = false, .mapping = options.mapping};
+}
+
 // Addresses run from here to the end, once; the gap between two ranges shows who runs over the end of one.
 constexpr uint64_t kFirstAddress = uint64_t{1} << 40;
 constexpr uint64_t kLastAddress = uint64_t{1} << 62;
@@ -37,7 +41,7 @@ uint64_t FakeCosts::of(UpstreamCall call) const {
 
 struct FakeUpstream::State {
   explicit State(const FakeOptions& o)
-      : options(o), books(o.device, o.total, o.granularity, o.aliasing), hold(o.hold_fences) {}
+      : options(o), books(o.device, o.total, o.granularity, CapabilitiesOf(o)), hold(o.hold_fences) {}
 
   // Every call begins here: it is counted and takes its time, misused or not, and then fails if a fault is due.
   absl::Status Begin(UpstreamCall call, absl::Status misuse) GPULEDGER_REQUIRES(mutex);
@@ -89,9 +93,7 @@ TimePoint FakeUpstream::now() const {
 
 DeviceId FakeUpstream::device() const { return state_->options.device; }
 Bytes FakeUpstream::granularity() const { return state_->options.granularity; }
-Capabilities FakeUpstream::capabilities() const {
-  return {.aliasing = state_->options.aliasing, .host_accessible = false};
-}
+Capabilities FakeUpstream::capabilities() const { return CapabilitiesOf(state_->options); }
 
 MemoryInfo FakeUpstream::memory_info() const {
   MutexLock lock(state_->mutex);

@@ -100,7 +100,7 @@ Bytes PhysicalMemory() {
 
 struct HostUpstream::State {
   State(Bytes total, Bytes granularity, bool aliasing, std::unique_ptr<HostPages> given)
-      : books(DeviceId(0), total, granularity, aliasing), pages(std::move(given)) {}
+      : books(DeviceId(0), total, granularity, {.aliasing = aliasing, .host_accessible = true}), pages(std::move(given)) {}
 
   mutable Mutex mutex;  // held during system calls too: what is mapped where changes in one step
   UpstreamBooks books GPULEDGER_GUARDED_BY(mutex);

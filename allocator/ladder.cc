@@ -7,10 +7,19 @@
 #include "fork_guard.h"
 
 namespace gpuledger {
+namespace {
+
+std::string_view Text(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
+
+}  // namespace
 
 absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
   const auto found = pools.find(stream);
   if (found != pools.end()) return found->second.get();
+  if (!mapping) {  // it holds no block: every request goes on to whole_ranges.cc
+    auto empty = std::make_unique<Pool>(stream, Range{DevicePtr::Null(stream.device()), Bytes()}, granule, store);
+    return pools.emplace(stream, std::move(empty)).first->second.get();
+  }
   // As good as endless: free space is found again by windows, so addresses run out long after memory does.
   Bytes size = (std::min(upstream.memory_info().total, 16_TiB) * 4u).RoundUpTo(granule);
   absl::StatusOr<Range> range = upstream.Reserve(size);
@@ -23,6 +32,11 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
 
 [[gnu::noinline, gnu::cold]] absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(Pool& pool, SizeClass size_class,
                                                                                          Bytes requested, Payer payer) {
+  if (!mapping) {
+    absl::StatusOr<Block*> block = AllocateFromWholeRanges(pool.stream(), size_class);
+    if (block.ok() || !absl::IsResourceExhausted(block.status())) return block;
+    return OutOfMemory(pool, size_class, requested, payer, Text(block.status()));
+  }
   // 1. Fences that have passed since.
   if (CompletePending() > 0) {
     if (Block* block = pool.Take(size_class)) return block;
@@ -41,6 +55,11 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
     if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
   }
   // 5. The report.
+  return OutOfMemory(pool, size_class, requested, payer, Text(grown.status()));
+}
+
+absl::Status CachingAllocator::Impl::OutOfMemory(const Pool& pool, SizeClass size_class, Bytes requested, Payer payer,
+                                                 std::string_view why) {
   Record record;
   record.kind = RecordKind::kOutOfMemory;
   record.requested = requested;
@@ -49,7 +68,7 @@ absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
   record.owner = payer.owner;
   record.role = payer.role;
   ledger.Note(record);
-  return absl::ResourceExhaustedError(OutOfMemoryReport(pool, requested, payer, std::string_view(grown.status().message().data(), grown.status().message().size())));
+  return absl::ResourceExhaustedError(OutOfMemoryReport(pool, requested, payer, why));
 }
 
 absl::StatusOr<Block*> CachingAllocator::Impl::Grow(Pool& pool, Bytes size, Donors donors) {
@@ -185,6 +204,10 @@ void CachingAllocator::Impl::Release(HandleId handle) {
 }
 
 void CachingAllocator::Impl::Trim(Bytes target) {
+  if (!mapping) {
+    GiveBackRanges(target);
+    return;
+  }
   for (const HandleId handle : std::exchange(orphans, {})) Release(handle);
   for (Pool* pool : pool_order) {
     const std::vector<uint64_t> donors = pool->DonorGranules(Bytes(), Bytes());

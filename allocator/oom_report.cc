@@ -47,10 +47,10 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Pool& pool, Bytes re
   for (const Pool* p : pool_order) {
     for (const Block* b = p->first(); b != nullptr; b = b->right) {
       if (!b->cached()) continue;
-      if (p == &pool) largest = std::max(largest, b->size);
+      if (p->stream() == pool.stream()) largest = std::max(largest, b->size);
       stranded += b->size;
     }
-    stranded -= granule * p->DonorGranules(Bytes(), Bytes()).size();
+    stranded -= granule * SpareGranules(*p);
   }
   const Bytes charged = SizeClass::For(requested).charged();
   std::string text = fmt::format("out of memory on device {} ({}): {} for {} [{}] could not be had: {}\n", ledger.device().value(), upstream.name(),

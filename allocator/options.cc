@@ -46,7 +46,8 @@ constexpr Option kOptions[] = {
 
 // Read by other parts of the project, and so known here too.
 constexpr std::string_view kElsewhere[] = {"GPULEDGER_LIBRARY", "GPULEDGER_TORCH_LIBRARY", "GPULEDGER_BINARY",
-                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED"};
+                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED",
+                                           "GPULEDGER_FAKE_CUDA", "GPULEDGER_TEST_CUDA"};
 
 std::string KnownVariables() {
   std::string text;

@@ -7,6 +7,16 @@
 #include <fmt/format.h>
 
 namespace gpuledger {
+
+std::vector<FenceId> Upstream::PassedFences(std::span<const FenceId> fences) {
+  std::vector<FenceId> passed;
+  for (const FenceId fence : fences) {
+    const absl::StatusOr<bool> answer = PollFence(fence);
+    if (answer.ok() && *answer) passed.push_back(fence);
+  }
+  return passed;
+}
+
 namespace {
 
 absl::Status Misuse(std::string message) { return absl::FailedPreconditionError(std::move(message)); }
@@ -23,6 +33,34 @@ absl::Status UpstreamBooks::CheckSize(std::string_view call, Bytes size) const {
                                                 ToString(size), ToString(granularity_)));
 }
 
+absl::Status UpstreamBooks::CheckMemory(std::string_view call, Bytes size) const {
+  const MemoryInfo info = memory_info();
+  if (size <= info.free) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      fmt::format("{}: {} asked for, {} of {} free", call, ToString(size), ToString(info.free), ToString(info.total)));
+}
+
+absl::Status UpstreamBooks::CheckHasHandles(std::string_view call) const {
+  if (capabilities_.mapping) return absl::OkStatus();
+  return Misuse(fmt::format("{}: this upstream cannot map memory, a range comes with its own (capabilities().mapping)",
+                            call));
+}
+
+absl::Status UpstreamBooks::CheckReserve(Bytes size) const {
+  if (absl::Status status = CheckSize("Reserve", size); !status.ok()) return status;
+  return capabilities_.mapping ? absl::OkStatus() : CheckMemory("Reserve", size);
+}
+
+void UpstreamBooks::AddRange(Range range) {
+  ranges_.emplace(range.base.address(), range.size);
+  if (!capabilities_.mapping) created_ += range.size;
+}
+
+void UpstreamBooks::RemoveRange(Range range) {
+  ranges_.erase(range.base.address());
+  if (!capabilities_.mapping) created_ -= range.size;
+}
+
 absl::Status UpstreamBooks::CheckUnreserve(Range range) const {
   const auto found = ranges_.find(range.base.address());
   if (range.base.device() != device_ || found == ranges_.end() || found->second != range.size) {
@@ -37,11 +75,9 @@ absl::Status UpstreamBooks::CheckUnreserve(Range range) const {
 }
 
 absl::Status UpstreamBooks::CheckCreate(Bytes size) const {
+  if (absl::Status status = CheckHasHandles("CreateHandle"); !status.ok()) return status;
   if (absl::Status status = CheckSize("CreateHandle", size); !status.ok()) return status;
-  const MemoryInfo info = memory_info();
-  if (size <= info.free) return absl::OkStatus();
-  return absl::ResourceExhaustedError(fmt::format("CreateHandle: {} asked for, {} of {} free", ToString(size),
-                                                  ToString(info.free), ToString(info.total)));
+  return CheckMemory("CreateHandle", size);
 }
 
 HandleId UpstreamBooks::AddHandle(Bytes size, uint64_t place) {
@@ -52,6 +88,7 @@ HandleId UpstreamBooks::AddHandle(Bytes size, uint64_t place) {
 }
 
 absl::Status UpstreamBooks::CheckRelease(HandleId handle) const {
+  if (absl::Status status = CheckHasHandles("ReleaseHandle"); !status.ok()) return status;
   const auto found = handles_.find(handle);
   if (found == handles_.end()) return UnknownHandle("ReleaseHandle", handle);
   if (found->second.mappings == 0) return absl::OkStatus();
@@ -66,6 +103,7 @@ void UpstreamBooks::RemoveHandle(HandleId handle) {
 }
 
 absl::Status UpstreamBooks::CheckMap(DevicePtr address, HandleId handle) const {
+  if (absl::Status status = CheckHasHandles("Map"); !status.ok()) return status;
   const auto found = handles_.find(handle);
   if (found == handles_.end()) return UnknownHandle("Map", handle);
   const Bytes size = found->second.size;
@@ -88,7 +126,7 @@ absl::Status UpstreamBooks::CheckMap(DevicePtr address, HandleId handle) const {
     return Misuse(fmt::format("Map: handle {} is already mapped at {:#x}", mapping->second.handle.value(),
                               mapping->first));
   }
-  if (found->second.mappings > 0 && !aliasing_) {
+  if (found->second.mappings > 0 && !capabilities_.aliasing) {
     return Misuse(fmt::format("Map: handle {} is already mapped, and this upstream cannot map one handle at two "
                               "addresses (capabilities().aliasing)",
                               handle.value()));
@@ -103,6 +141,7 @@ void UpstreamBooks::AddMapping(DevicePtr address, HandleId handle) {
 }
 
 absl::Status UpstreamBooks::CheckUnmap(DevicePtr address, HandleId handle) const {
+  if (absl::Status status = CheckHasHandles("Unmap"); !status.ok()) return status;
   if (!handles_.contains(handle)) return UnknownHandle("Unmap", handle);
   const auto found = mappings_.find(address.address());
   if (address.device() == device_ && found != mappings_.end() && found->second.handle == handle) {
@@ -116,10 +155,21 @@ void UpstreamBooks::RemoveMapping(DevicePtr address, HandleId handle) {
   mappings_.erase(address.address());
 }
 
+absl::Status ForeignStream(std::string_view call, Stream stream, DeviceId device) {
+  return Misuse(fmt::format("{}: a stream of device {} given to an upstream of device {}", call, stream.device().value(),
+                            device.value()));
+}
+
+absl::Status UnknownFence(FenceId fence) {
+  return Misuse(fmt::format("fence {} was never recorded, or has been dropped", fence.value()));
+}
+
+void DieOfDoubleDrop(FenceId fence) {
+  Die(fmt::format("DropFence: fence {} was never recorded, or has been dropped already", fence.value()));
+}
+
 absl::Status UpstreamBooks::CheckStream(Stream stream) const {
-  if (stream.device() == device_) return absl::OkStatus();
-  return Misuse(fmt::format("a stream of device {} given to an upstream of device {}", stream.device().value(),
-                            device_.value()));
+  return stream.device() == device_ ? absl::OkStatus() : ForeignStream("fence", stream, device_);
 }
 
 FenceId UpstreamBooks::AddFence(Stream stream) {
@@ -130,13 +180,11 @@ FenceId UpstreamBooks::AddFence(Stream stream) {
 
 absl::StatusOr<Stream> UpstreamBooks::FenceStream(FenceId fence) const {
   if (const auto found = fences_.find(fence); found != fences_.end()) return found->second;
-  return Misuse(fmt::format("fence {} was never recorded, or has been dropped", fence.value()));
+  return UnknownFence(fence);
 }
 
 void UpstreamBooks::RemoveFence(FenceId fence) {
-  if (fences_.erase(fence) == 0) {
-    Die(fmt::format("DropFence: fence {} was never recorded, or has been dropped already", fence.value()));
-  }
+  if (fences_.erase(fence) == 0) DieOfDoubleDrop(fence);
 }
 
 const std::pair<const uint64_t, UpstreamBooks::Mapping>* UpstreamBooks::MappingIn(uint64_t address,

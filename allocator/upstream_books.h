@@ -19,6 +19,11 @@
 
 namespace gpuledger {
 
+// The sentences about fences, for an upstream that keeps its own book of them.
+absl::Status ForeignStream(std::string_view call, Stream stream, DeviceId device);
+absl::Status UnknownFence(FenceId fence);
+[[noreturn]] void DieOfDoubleDrop(FenceId fence);
+
 class UpstreamBooks {
  public:
   struct Handle {
@@ -31,13 +36,13 @@ class UpstreamBooks {
     Bytes size;
   };
 
-  UpstreamBooks(DeviceId device, Bytes total, Bytes granularity, bool aliasing)
-      : device_(device), total_(total), granularity_(granularity), aliasing_(aliasing) {}
+  UpstreamBooks(DeviceId device, Bytes total, Bytes granularity, Capabilities capabilities)
+      : device_(device), total_(total), granularity_(granularity), capabilities_(capabilities) {}
 
-  absl::Status CheckReserve(Bytes size) const { return CheckSize("Reserve", size); }
-  void AddRange(Range range) { ranges_.emplace(range.base.address(), range.size); }
+  absl::Status CheckReserve(Bytes size) const;
+  void AddRange(Range range);
   absl::Status CheckUnreserve(Range range) const;
-  void RemoveRange(Range range) { ranges_.erase(range.base.address()); }
+  void RemoveRange(Range range);
 
   absl::Status CheckCreate(Bytes size) const;
   HandleId AddHandle(Bytes size, uint64_t place);
@@ -69,18 +74,20 @@ class UpstreamBooks {
 
  private:
   absl::Status CheckSize(std::string_view call, Bytes size) const;
+  absl::Status CheckMemory(std::string_view call, Bytes size) const;
+  absl::Status CheckHasHandles(std::string_view call) const;
   // The first mapping that touches [address, address + size), or null.
   [[nodiscard]] const std::pair<const uint64_t, Mapping>* MappingIn(uint64_t address, Bytes size) const;
 
   const DeviceId device_;
   const Bytes total_;
   const Bytes granularity_;
-  const bool aliasing_;
+  const Capabilities capabilities_;
   std::map<uint64_t, Bytes> ranges_;      // by base; ordered, since overlap is asked for
   std::map<uint64_t, Mapping> mappings_;  // by address
   absl::flat_hash_map<HandleId, Handle> handles_;
   absl::flat_hash_map<FenceId, Stream> fences_;
-  Bytes created_;
+  Bytes created_;  // in handles, or in ranges if there are none
   uint64_t last_handle_ = 0;
   uint64_t last_fence_ = 0;
 };

@@ -82,6 +82,22 @@ absl::Status CheckOptions(const LoadOptions& options) {
   return absl::OkStatus();
 }
 
+// What asks for other 4-bit weights than a model has stored is refused, not ignored.
+absl::Status CheckStored(const ModelSource& source, const std::vector<StoredWeight>& stored, const LoadOptions& options) {
+  if (stored.empty()) return absl::OkStatus();
+  const auto refuse = [&](std::string_view what) {
+    return absl::InvalidArgumentError(fmt::format("{}: is in 4 bit already ({}); {} the original weights", source.name(),
+                                                  ToString(stored.front().format), what));
+  };
+  if (!options.skip.empty() || !options.only.empty()) return refuse("choosing what is quantized needs");
+  if (options.verify) return refuse("verifying needs");
+  const auto other = [&](const StoredWeight& weight) { return weight.format != options.format; };
+  if (options.format != FourBitFormat() && std::any_of(stored.begin(), stored.end(), other)) {
+    return refuse(fmt::format("{} needs", ToString(options.format)));
+  }
+  return absl::OkStatus();
+}
+
 // A weight of a model that is in 4 bit already: kept as it is, under the format that it has.
 void DescribeStored(const std::vector<StoredWeight>& stored, LoadPlan& plan) {
   absl::flat_hash_map<std::string_view, const StoredWeight*> weights, parts;
@@ -99,7 +115,7 @@ void DescribeStored(const std::vector<StoredWeight>& stored, LoadPlan& plan) {
     } else if (const auto part = parts.find(planned.tensor.name); part != parts.end()) {
       planned.reason = "scales or tables of a 4-bit weight";
     } else {
-      planned.reason = "16-bit in a 4-bit model";
+      planned.reason = "not quantized in the file";
     }
   }
 }
@@ -110,6 +126,7 @@ absl::Status DecideWeights(LoadPlan& plan) {
   if (!stored.ok()) return stored.status();
   plan.stored_4bit = !stored->empty();
   const LoadOptions& options = plan.options;
+  if (absl::Status status = CheckStored(*plan.source, *stored, options); !status.ok()) return status;
   const absl::StatusOr<WeightRules> rules =
       WeightRules::For(plan.source->config(), plan.source->tensors(), {options.skip, options.only});
   if (!rules.ok()) return rules.status();
@@ -200,7 +217,7 @@ absl::Status CheckFits(const LoadPlan& plan) {
     // The allocator's own advice is for a program that could free something: a load has only its cap.
     std::string_view report = View(stopped.status());
     report = report.substr(0, report.find("  what would help:"));
-    message += fmt::format(". Under it the load would stop here:\n{}  what would help: {}, or smaller slots", report,
+    message += fmt::format(". Under it the load would stop here:\n{}  what would help: {}; `gpuledger plan` says whether smaller slots do", report,
                            by_cap ? fmt::format("a cap of {}", ToString(plan.predicted_peak_bytes)) : "a larger device");
   }
   return absl::ResourceExhaustedError(message);

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <memory>
 
 #include <absl/container/flat_hash_map.h>
@@ -76,6 +77,9 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   };
   std::array<std::byte, kSafetensorsLengthBytes> prefix;
   if (absl::Status status = read(0, prefix); !status.ok()) return status;
+  if (std::memcmp(prefix.data(), "version ", prefix.size()) == 0) {
+    return Bad(path, "is a Git LFS pointer, not the weights: git lfs pull fetches them");
+  }
   uint64_t header_size = 0;
   for (size_t i = prefix.size(); i-- > 0;) header_size = header_size << 8 | static_cast<uint64_t>(prefix[i]);
   if (header_size > kSafetensorsMostHeader) {

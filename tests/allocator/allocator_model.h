@@ -1,6 +1,7 @@
 // The model test's parts: the operations, each printable as C++, and an upstream that watches what the allocator does.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <set>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include <fmt/format.h>
 
+#include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 
@@ -52,58 +54,97 @@ struct StreamWork {
   uint64_t waited = 0;
 };
 
-// A fake upstream seen through glass: forwards everything, and notes a sentence for whatever a GPU would punish.
-class WatchedUpstream final : public Upstream {
+// An upstream seen through glass: forwards everything, notes a sentence for whatever a GPU would punish, and fails calls
+// when told to.
+class WatchedUpstream final : public testing::ForwardingUpstream {
  public:
-  explicit WatchedUpstream(const FakeOptions& options) : fake(options) {}
+  // `fake` is the inner one if it is a fake: then faults are its own, found after misuse.
+  explicit WatchedUpstream(Upstream& its_inner, FakeUpstream* its_fake = nullptr)
+      : ForwardingUpstream(its_inner), fake(its_fake) {}
 
-  std::string_view name() const override { return fake.name(); }
-  DeviceId device() const override { return fake.device(); }
-  Capabilities capabilities() const override { return fake.capabilities(); }
-  Bytes granularity() const override { return fake.granularity(); }
-  MemoryInfo memory_info() const override { return fake.memory_info(); }
-  TimePoint now() const override { return fake.now(); }
-  absl::StatusOr<Range> Reserve(Bytes size) override { return fake.Reserve(size); }
-  absl::Status Unreserve(Range range) override { return fake.Unreserve(range); }
-  absl::StatusOr<HandleId> CreateHandle(Bytes size) override { return fake.CreateHandle(size); }
-  absl::Status ReleaseHandle(HandleId handle) override { return fake.ReleaseHandle(handle); }
-  absl::Status Map(DevicePtr address, HandleId handle) override { return fake.Map(address, handle); }
-
+  absl::StatusOr<Range> Reserve(Bytes size) override {
+    if (absl::Status fault = Fault(UpstreamCall::kReserve); !fault.ok()) return fault;
+    absl::StatusOr<Range> range = inner.Reserve(size);
+    if (range.ok()) {
+      ++live_ranges;
+      if (!capabilities().mapping) mapped[range->base.address()] = size.count();
+    }
+    return range;
+  }
+  absl::Status Unreserve(Range range) override {
+    if (!capabilities().mapping) NoteLossOf(range.base.address(), range.size.count());
+    if (absl::Status fault = Fault(UpstreamCall::kUnreserve); !fault.ok()) return fault;
+    absl::Status status = inner.Unreserve(range);
+    if (status.ok()) {
+      --live_ranges;
+      mapped.erase(range.base.address());
+      ranges.erase(range.base.address());
+    }
+    return status;
+  }
+  absl::StatusOr<HandleId> CreateHandle(Bytes size) override {
+    if (absl::Status fault = Fault(UpstreamCall::kCreate); !fault.ok()) return fault;
+    absl::StatusOr<HandleId> handle = inner.CreateHandle(size);
+    if (handle.ok()) handles[handle->value()] = size.count();
+    return handle;
+  }
+  absl::Status ReleaseHandle(HandleId handle) override {
+    if (absl::Status fault = Fault(UpstreamCall::kRelease); !fault.ok()) return fault;
+    absl::Status status = inner.ReleaseHandle(handle);
+    if (status.ok()) handles.erase(handle.value());
+    return status;
+  }
+  absl::Status Map(DevicePtr address, HandleId handle) override {
+    if (absl::Status fault = Fault(UpstreamCall::kMap); !fault.ok()) return fault;
+    absl::Status status = inner.Map(address, handle);
+    if (status.ok()) mapped[address.address()] = handles[handle.value()];
+    return status;
+  }
   absl::Status Unmap(DevicePtr address, HandleId handle) override {
-    const uint64_t begin = address.address(), end = begin + granularity().count();
-    for (const auto& [id, block] : live) {
-      if (block.begin < end && block.end > begin) wrong = "memory is unmapped under a block in use or pending";
-    }
-    for (const auto& [stream, work] : streams) {
-      const auto range = ranges.find(stream);
-      if (range == ranges.end() || begin < range->second.first || begin >= range->second.second) continue;
-      if (work.waited != work.queued) wrong = "memory is unmapped while its stream has work that was not waited for";
-    }
-    return fake.Unmap(address, handle);
+    NoteLossOf(address.address(), handles[handle.value()]);
+    if (absl::Status fault = Fault(UpstreamCall::kUnmap); !fault.ok()) return fault;
+    absl::Status status = inner.Unmap(address, handle);
+    if (status.ok()) mapped.erase(address.address());
+    return status;
   }
   absl::StatusOr<FenceId> RecordFence(Stream stream) override {
-    absl::StatusOr<FenceId> fence = fake.RecordFence(stream);
+    absl::StatusOr<FenceId> fence = inner.RecordFence(stream);
     if (fence.ok()) recorded.push_back({*fence, stream.raw(), streams[stream.raw()].queued});
     return fence;
   }
-  absl::StatusOr<bool> PollFence(FenceId fence) override { return fake.PollFence(fence); }
   absl::Status WaitFence(FenceId fence) override {
     for (const Recorded& r : recorded) {
       if (r.fence == fence) streams[r.stream].waited = std::max(streams[r.stream].waited, r.queued);
     }
-    return fake.WaitFence(fence);
+    return inner.WaitFence(fence);
   }
-  absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return fake.MakeStreamWait(stream, fence); }
   void DropFence(FenceId fence) override {
-    const absl::StatusOr<bool> passed = fake.PollFence(fence);
+    const absl::StatusOr<bool> passed = inner.PollFence(fence);
     if (!passed.ok() || !*passed) wrong = "a fence was dropped before it passed";
     std::erase_if(recorded, [fence](const Recorded& r) { return r.fence == fence; });
     for (auto it = live.begin(); it != live.end();) {
       it->second.fences.erase(fence.value());
       it = it->second.freed && it->second.fences.empty() ? live.erase(it) : std::next(it);
     }
-    fake.DropFence(fence);
+    inner.DropFence(fence);
   }
+
+  // The `nth` call of this kind from now on fails with `status`.
+  void FailNext(UpstreamCall call, absl::Status status, uint64_t nth) {
+    if (fake != nullptr) return fake->FailNext(call, std::move(status), nth);
+    faults.push_back({call, nth, std::move(status)});
+  }
+  void ClearFaults() {
+    if (fake != nullptr) fake->ClearFaults();
+    faults.clear();
+  }
+  // Fences recorded on the stream pass, if they are held; a real device needs no telling.
+  void PassFences(Stream stream) {
+    if (fake != nullptr) fake->PassFences(stream);
+    if (pass) pass(stream);
+  }
+  uint64_t bytes_mapped() const { return Sum(mapped); }
+  uint64_t bytes_created() const { return capabilities().mapping ? Sum(handles) : Sum(mapped); }
 
   // In use, or freed with fences that have not been dropped.
   struct LiveBlock {
@@ -116,12 +157,53 @@ class WatchedUpstream final : public Upstream {
     CUstream_st* stream;
     uint64_t queued;
   };
-  FakeUpstream fake;
-  std::string wrong;                // the first thing a GPU would punish; empty while all is well
-  std::vector<Recorded> recorded;   // live fences, in order
+  struct StreamRange {
+    uint64_t end;
+    CUstream_st* stream;
+  };
+  FakeUpstream* const fake;
+  std::function<void(Stream)> pass;        // what else lets fences pass
+  std::string wrong;                       // the first thing a GPU would punish; empty while all is well
+  std::vector<Recorded> recorded;          // live fences, in order
   std::map<CUstream_st*, StreamWork> streams;
-  std::map<CUstream_st*, std::pair<uint64_t, uint64_t>> ranges;             // address ranges by stream, from segments()
-  std::map<uint64_t, LiveBlock> live;                                       // by the model's name of the block
+  std::map<uint64_t, StreamRange> ranges;  // by base, from segments()
+  std::map<uint64_t, LiveBlock> live;      // by the model's name of the block
+  std::map<uint64_t, uint64_t> mapped;     // bytes by address: mappings, or ranges that came with their memory
+  std::map<uint64_t, uint64_t> handles;    // bytes by id
+  int live_ranges = 0;
+
+ private:
+  struct PlannedFault {
+    UpstreamCall call;
+    uint64_t in;
+    absl::Status status;
+  };
+
+  static uint64_t Sum(const std::map<uint64_t, uint64_t>& sizes) {
+    uint64_t sum = 0;
+    for (const auto& [at, size] : sizes) sum += size;
+    return sum;
+  }
+  absl::Status Fault(UpstreamCall call) {
+    absl::Status due;
+    std::erase_if(faults, [&](PlannedFault& fault) {
+      if (fault.call != call || --fault.in > 0) return false;
+      due = fault.status;
+      return true;
+    });
+    return due;
+  }
+  void NoteLossOf(uint64_t begin, uint64_t size) {
+    for (const auto& [id, block] : live) {
+      if (block.begin < begin + size && block.end > begin) wrong = "memory is unmapped under a block in use or pending";
+    }
+    auto range = ranges.upper_bound(begin);
+    if (range == ranges.begin() || begin >= (--range)->second.end) return;
+    const StreamWork& work = streams[range->second.stream];
+    if (work.waited != work.queued) wrong = "memory is unmapped while its stream has work that was not waited for";
+  }
+
+  std::vector<PlannedFault> faults;
 };
 
 }  // namespace gpuledger::model

@@ -11,6 +11,7 @@ const UpstreamMaker kUpstreams[] = {
     {"Fake", [] { return std::make_unique<FakeUpstream>(); }},
     {"FakeThatHoldsFences", [] { return std::make_unique<FakeUpstream>(FakeOptions{.hold_fences = true}); }},
     {"FakeWithoutAliasing", [] { return std::make_unique<FakeUpstream>(FakeOptions{.aliasing = false}); }},
+    {"FakeWithoutMapping", [] { return std::make_unique<FakeUpstream>(FakeOptions{.mapping = false}); }},
     {"FakeOfLargeGranules", [] { return std::make_unique<FakeUpstream>(FakeOptions{.granularity = 32_MiB}); }},
     {"HostAnonymous", [] { return std::make_unique<HostAnonymousUpstream>(1_GiB); }},
     {"HostMemfd", [] { return std::make_unique<HostMemfdUpstream>(1_GiB); }},

@@ -187,3 +187,45 @@ def test_bad_flags_are_refused_with_a_sentence(tiny, flags, says):
 def test_one_model_is_named():
     assert gpuledger("plan").returncode == 2
     assert gpuledger("plan", "somewhere", "--source", "synth:opt-350m").returncode == 2
+
+
+@pytest.mark.parametrize("flags", [("--quant", "fp4"), ("--skip", "**"), ("--verify",)])
+def test_what_needs_the_original_weights_is_refused_for_a_4_bit_model(tiny, tmp_path, flags):
+    out = tmp_path / "out"
+    answer("load", tiny, "--out", out)
+    ran = gpuledger("load", out, *flags)
+    assert ran.returncode == 2 and "in 4 bit already (nf4)" in ran.stderr and "original weights" in ran.stderr
+
+
+@pytest.mark.parametrize("arguments", [("plan", "nowhere-at-all"), ("load",), ("--no-such-flag",)])
+def test_an_error_that_nobody_can_be_told_keeps_its_exit_code(arguments):
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([BINARY, *arguments], stdout=full, stderr=full).returncode == 2
+
+
+def test_output_that_is_lost_is_no_success(tiny):
+    with open("/dev/full", "w") as full:
+        for arguments in (("plan", tiny), ("load", tiny), ("plan", tiny, "--json")):
+            ran = subprocess.run([BINARY, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+            assert ran.returncode == 1 and "cannot be written" in ran.stderr, arguments
+
+
+def test_a_disk_without_room_is_known_before_a_byte_is_read(tiny):
+    # A file system of the kernel's own has no room, and says so.
+    ran = gpuledger("load", tiny, "--out", "/sys/fs/out")
+    assert ran.returncode == 2 and "its disk has 0 B left" in ran.stderr
+    assert "peak reserved" not in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "content, says", [(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull")]
+)
+def test_a_pointer_in_place_of_weights_is_named(tmp_path, content, says):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "model.safetensors").write_bytes(content)
+    ran = gpuledger("plan", tmp_path)
+    assert ran.returncode == 2 and says in ran.stderr
+
+
+def test_a_synthetic_model_named_as_a_directory_is_shown_the_way():
+    assert "--source synth:opt-350m" in gpuledger("plan", "synth:opt-350m").stderr

@@ -13,6 +13,7 @@
 
 namespace CLI {
 class App;
+class Validator;
 }
 
 namespace gpuledger::cli {
@@ -69,6 +70,8 @@ ExitCode RunSynth(const SynthFlags& flags);
 
 void AddSynthFlags(CLI::App& command, SynthFlags& flags);
 
+// Digits alone: CLI11 would take -1 for a very large number.
+CLI::Validator WholeNumber();
 void AddModelFlags(CLI::App& command, ModelFlags& flags);
 // What the flags say, checked. kInvalidArgument with a sentence for what this build cannot do.
 absl::StatusOr<LoadOptions> OptionsFrom(const ModelFlags& flags);
@@ -82,7 +85,7 @@ ExitCode CodeFor(const absl::Status& status);
 // Says on stderr what went wrong, with --json also on stdout, and returns the code.
 ExitCode Fail(const absl::Status& status, bool json);
 ExitCode Fail(ExitCode code, std::string_view message, bool json);
-// The same for what went wrong while files were written: a full disk is no memory error.
+// The same for output: a full disk is the caller's to mend, and no memory error.
 ExitCode FailToWrite(const absl::Status& status, bool json);
 // The status's sentence. Debian's absl::string_view is not std's.
 std::string_view Message(const absl::Status& status);

@@ -17,13 +17,26 @@ absl::Status CheckOut(const std::string& out) {
   std::error_code error;
   if (out.empty()) return absl::OkStatus();
   if (std::filesystem::exists(out, error))
-    return absl::AlreadyExistsError(fmt::format("--out {}: exists already", out));
+    return absl::AlreadyExistsError(fmt::format("--out {}: exists already, and is not replaced; name a new directory", out));
   const std::filesystem::path parent =
       std::filesystem::absolute(std::filesystem::path(out), error).lexically_normal().parent_path();
   if (!std::filesystem::is_directory(out.back() == '/' ? parent.parent_path() : parent, error)) {
     return absl::NotFoundError(fmt::format("--out {}: the directory it is to be in does not exist", out));
   }
   return absl::OkStatus();
+}
+
+// What is written has about the size of what is loaded; that there is no room for it is said before a byte is read.
+absl::Status CheckSpace(const LoadPlan& plan, const std::string& out) {
+  if (out.empty()) return absl::OkStatus();
+  std::error_code error;
+  const std::filesystem::path parent = std::filesystem::absolute(out, error).lexically_normal().parent_path();
+  const std::filesystem::space_info space = std::filesystem::space(parent, error);
+  if (error || space.available >= plan.final_bytes.count()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      fmt::format("--out {}: the checkpoint has {}, and its disk has {} left; free {} or name another place", out,
+                  Human(plan.final_bytes), Human(Bytes(uint64_t{space.available})),
+                  Human(plan.final_bytes - Bytes(uint64_t{space.available}))));
 }
 
 absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& result, const std::string& out) {
@@ -50,6 +63,8 @@ ExitCode RunLoad(const LoadFlags& flags) {
   const absl::StatusOr<LoadPlan> plan = PlanLoad(*std::move(source), *options, upstream.memory_info().free);
   if (!plan.ok()) return Fail(plan.status(), flags.json);
 
+  if (absl::Status status = CheckSpace(*plan, flags.out); !status.ok()) return FailToWrite(status, flags.json);
+
   std::FILE* const out = flags.json ? stderr : stdout;
   const Style style(out);
   fmt::print(out, "{}", LoadPromise(*plan, style));
@@ -69,9 +84,10 @@ ExitCode RunLoad(const LoadFlags& flags) {
                written->copied.size());
     for (const std::string& left_out : written->left_out) fmt::print(out, "{}\n", style.Dim("  left out: " + left_out));
     if (written->own_layout > 0) {
+      std::fflush(out);
       fmt::print(stderr,
                  "gpuledger: {} weights of experts are written in a layout of our own (quant/CHECKPOINT.md), which gpuledger "
-                 "loads and transformers does not\n",
+                 "loads and transformers does not; for transformers keep them in 16 bit: --skip '**.experts.**'\n",
                  written->own_layout);
     }
     json["out"] = flags.out;

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <system_error>
 
 #include "commands.h"
 #include "interrupt.h"
@@ -46,18 +47,23 @@ int Main(int argc, char** argv) {
   } catch (const CLI::Success& help_or_version) {
     return app.exit(help_or_version);
   } catch (const CLI::ParseError& error) {
-    fmt::print(stderr, "gpuledger: {}\nSee gpuledger --help.\n", error.what());
+    std::fputs(fmt::format("gpuledger: {}\nSee gpuledger --help.\n", error.what()).c_str(), stderr);
     return static_cast<int>(ExitCode::kUsage);
   }
   CatchInterrupts();
   const bool planning = plan.parsed();
   const bool json = synth.parsed() ? synth_flags.json : planning ? plan_flags.json : load_flags.json;
+  ExitCode code = ExitCode::kInternal;
   try {
-    if (synth.parsed()) return static_cast<int>(RunSynth(synth_flags));
-    return static_cast<int>(planning ? RunPlan(plan_flags) : RunLoad(load_flags));
+    code = synth.parsed() ? RunSynth(synth_flags) : planning ? RunPlan(plan_flags) : RunLoad(load_flags);
+  } catch (const std::system_error& error) {  // fmt's, when a stream takes no more
+    return static_cast<int>(Fail(ExitCode::kInternal, fmt::format("the output cannot be written: {}", error.what()), false));
   } catch (const std::exception& error) {
     return static_cast<int>(Fail(ExitCode::kInternal, error.what(), json));
   }
+  // What was printed may still be on its way: to a full disk, say.
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return static_cast<int>(code);
+  return static_cast<int>(Fail(ExitCode::kInternal, "standard output cannot be written; is its disk full?", false));
 }
 
 }  // namespace
@@ -83,16 +89,17 @@ ExitCode CodeFor(const absl::Status& status) {
 
 ExitCode Fail(const absl::Status& status, bool json) { return Fail(CodeFor(status), Message(status), json); }
 
-ExitCode FailToWrite(const absl::Status& status, bool json) {
-  const ExitCode code = absl::IsResourceExhausted(status) ? ExitCode::kInternal : CodeFor(status);
-  return Fail(code, Message(status), json);
-}
-
 ExitCode Fail(ExitCode code, std::string_view message, bool json) {
   const Style style(stderr);
-  fmt::print(stderr, "{} {}\n", style.Bad("gpuledger:"), message);
+  // Where nobody can be told, the exit code alone tells: fmt would throw.
+  const std::string text = fmt::format("{} {}\n", style.Bad("gpuledger:"), message);
+  std::fputs(text.c_str(), stderr);
   if (json) PrintJson(ErrorJson(static_cast<int>(code), message));
   return code;
+}
+
+ExitCode FailToWrite(const absl::Status& status, bool json) {
+  return Fail(absl::IsResourceExhausted(status) ? ExitCode::kUsage : CodeFor(status), Message(status), json);
 }
 
 }  // namespace gpuledger::cli

@@ -47,6 +47,9 @@ bool IsRevision(const std::string& text) {
 absl::StatusOr<std::string> ModelDirectory(const std::string& model) {
   std::error_code error;
   if (fs::is_directory(model, error)) return model;
+  if (model.starts_with("synth:")) {
+    return absl::InvalidArgumentError(fmt::format("{}: a model without a disk is named by --source {}", model, model));
+  }
   if (fs::exists(model, error)) {
     return absl::InvalidArgumentError(
         fmt::format("{}: a file; MODEL is the directory that holds model.safetensors", model));

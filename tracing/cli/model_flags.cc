@@ -27,15 +27,23 @@ absl::Status CheckDevice(const std::string& device) {
 
 }  // namespace
 
+CLI::Validator WholeNumber() {
+  const auto check = [](const std::string& text) {
+    const bool whole = !text.empty() && text.size() < 20 && text.find_first_not_of("0123456789") == text.npos;
+    return whole ? std::string() : text + ": a whole number, 0 or more";
+  };
+  return CLI::Validator(check, "", "whole number");
+}
+
 void AddModelFlags(CLI::App& command, ModelFlags& flags) {
   command.add_option("MODEL", flags.model, "Directory of a model, or its name in the local Hugging Face cache");
   command.add_option("--source", flags.source, "In place of MODEL: synth:NAME, shapes with random weights and no disk");
   command.add_option("--seed", flags.seed, "Of the random weights of --source")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber())
       ->capture_default_str();
   command.add_option("--quant", flags.quant, "4-bit format: nf4 or fp4")->capture_default_str();
   command.add_option("--block", flags.block, "Elements that share a scale: 32, 64, ... 4096")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber())
       ->capture_default_str();
   command.add_flag("--double-quant", flags.double_quant, "Quantize the scales as well, to 8 bits");
   command.add_option("--skip", flags.skip, "Keep weights whose name matches GLOB as they are: * within a name, ** across")
@@ -45,11 +53,11 @@ void AddModelFlags(CLI::App& command, ModelFlags& flags) {
       ->type_name("GLOB")
       ->allow_extra_args(false);
   command.add_option("--slots", flags.slots, "Staging slots, held while weights are quantized")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber())
       ->capture_default_str();
   command.add_option("--slot-size", flags.slot_size, "Size of a slot, at most")->capture_default_str();
   command.add_option("--threads", flags.threads, "That read and quantize; 0: one for each slot, as far as there are cores")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber())
       ->capture_default_str();
   command.add_option("--cap", flags.cap, "Reserve no more than this, as in 1.5GiB");
   command.add_option("--device", flags.device, "Where the weights go: cpu")->capture_default_str();

@@ -35,7 +35,7 @@ void AddSynthFlags(CLI::App& command, SynthFlags& flags) {
   command.add_option("SHAPES", flags.shapes, "A known model (--list), or the path of a config.json");
   command.add_option("--out", flags.out, "Directory to write, which must not exist yet");
   command.add_option("--seed", flags.seed, "Values depend on this, a tensor's name and the position in it")
-      ->check(CLI::NonNegativeNumber)
+      ->check(WholeNumber())
       ->capture_default_str();
   command.add_option("--shard-size", flags.shard_size, "A file holds at most this, but at least one tensor")
       ->capture_default_str();

@@ -43,6 +43,7 @@ struct FakeOptions {
   Bytes granularity = Bytes(uint64_t{2} << 20);
   FakeCosts costs = {};
   bool aliasing = true;      // as on a GPU
+  bool mapping = true;       // false: ranges come with their memory (Capabilities::mapping), and nothing is aliased
   bool hold_fences = false;  // see HoldFences
   DeviceId device{0};
 };

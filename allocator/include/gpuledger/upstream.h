@@ -3,7 +3,7 @@
 // An upstream deals in the three things that virtual memory management deals in: *ranges* of reserved addresses,
 // *handles* of physical memory, and the mapping of one into the other; and in *fences*, points in a stream's work after
 // which memory may be reused. Implementations: FakeUpstream (no memory; clock, costs, faults, fences that pass when
-// told), HostAnonymousUpstream and HostMemfdUpstream (host_upstream.h), CUDA. One contract suite runs over all
+// told), HostAnonymousUpstream and HostMemfdUpstream (host_upstream.h), CudaUpstream (cuda_upstream.h). One contract suite runs over all
 // (tests/allocator/upstream_contract_test.cc), and every sentence of this header is one of its tests.
 //
 // Thread-safe: every method may be called from any thread. Errors: kResourceExhausted when memory or addresses run
@@ -13,7 +13,9 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string_view>
+#include <vector>
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
@@ -38,6 +40,9 @@ struct MemoryInfo {
 struct Capabilities {
   bool aliasing = false;         // one handle may be mapped at two addresses at the same time
   bool host_accessible = false;  // mapped addresses can be dereferenced by the CPU of this process
+  // Memory is mapped into ranges. If not, there are no handles: Reserve buys a range whole, addresses with memory,
+  // readable and writable; Unreserve gives it back at once; CreateHandle, ReleaseHandle, Map and Unmap are misuse.
+  bool mapping = true;
 };
 
 class GPULEDGER_EXPORT Upstream : public Clock {
@@ -54,7 +59,7 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   [[nodiscard]] virtual Bytes granularity() const = 0;
   [[nodiscard]] virtual MemoryInfo memory_info() const = 0;
 
-  // Addresses. The base is a multiple of granularity(), never null, and overlaps no other live range.
+  // Addresses, which cost no memory (but see Capabilities::mapping). The base is a multiple of granularity(), never null, and overlaps no other live range.
   virtual absl::StatusOr<Range> Reserve(Bytes size) = 0;
   virtual absl::Status Unreserve(Range range) = 0;
 
@@ -75,6 +80,9 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   virtual absl::Status WaitFence(FenceId fence) = 0;
   virtual absl::Status MakeStreamWait(Stream stream, FenceId fence) = 0;
   virtual void DropFence(FenceId fence) = 0;
+  // Those of `fences` that have passed, in the order given: PollFence for many at once, and cheaper where one answer tells
+  // of others. A fence that cannot be polled is not among them.
+  [[nodiscard]] virtual std::vector<FenceId> PassedFences(std::span<const FenceId> fences);
 };
 
 }  // namespace gpuledger

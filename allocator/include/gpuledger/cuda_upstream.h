@@ -1,0 +1,69 @@
+// gpuledger/cuda_upstream.h - the memory of a CUDA device.
+//
+// Handles are physical memory (cuMemCreate), ranges are reserved addresses, and one handle can be mapped at two of
+// them. Where a device cannot do that, ranges are bought whole (cuMemAlloc) and capabilities().mapping is false. Fences
+// are events, pooled, and asked as seldom as possible. Nothing of CUDA is linked or included: the driver is found at
+// run time, and a program that opens no CudaUpstream runs without it.
+//
+// It works in the device's primary context, which the CUDA runtime and PyTorch use too, and leaves whatever context is
+// current on the calling thread as it was. Streams are those of that context; the handles 0 (legacy), 1 and 2 (legacy
+// and per-thread default) stand for what they stand for in CUDA.
+//
+// Stream capture: calls break no capture that is going on. RecordFence and MakeStreamWait on a stream that is being
+// captured are kFailedPrecondition, and the capture goes on.
+// Fork: in a child of the process that opened it every call is kFailedPrecondition, and its end does nothing. CUDA
+// itself works only in the process that initialised it.
+// Process exit: it may end after main(), when the driver is gone; then nothing is given back, and nothing is said.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "gpuledger/upstream.h"
+
+namespace gpuledger {
+
+struct CudaOptions {
+  bool exportable = false;       // handles can be given to other processes as file descriptors
+  bool gpu_direct_rdma = false;  // handles can be registered with network adapters
+  bool mapping = true;           // false: buy ranges whole even where the device could map
+};
+
+class GPULEDGER_EXPORT CudaUpstream final : public Upstream {
+ public:
+  // Finds the driver and retains the device's primary context. `device` counts as CUDA does (CUDA_VISIBLE_DEVICES
+  // applies). Errors, each with the way out: kUnavailable without a driver, with one that is too old (before CUDA 11.3)
+  // or has no device; kInvalidArgument for a device that is not there; kUnimplemented for an option that the device
+  // lacks; kFailedPrecondition in a forked child; kResourceExhausted if there is no memory for a context.
+  static absl::StatusOr<std::unique_ptr<CudaUpstream>> Open(DeviceId device, const CudaOptions& options = {});
+  // Gives everything back, mapped or not, after the device has done all its work if anything is still mapped.
+  ~CudaUpstream() override;
+
+  [[nodiscard]] TimePoint now() const override;
+  [[nodiscard]] std::string_view name() const override { return "cuda"; }
+  [[nodiscard]] DeviceId device() const override;
+  [[nodiscard]] Capabilities capabilities() const override;
+  [[nodiscard]] Bytes granularity() const override;
+  // As the driver says: others use this memory too. No byte is free if it cannot say.
+  [[nodiscard]] MemoryInfo memory_info() const override;
+  absl::StatusOr<Range> Reserve(Bytes size) override;
+  absl::Status Unreserve(Range range) override;
+  absl::StatusOr<HandleId> CreateHandle(Bytes size) override;
+  absl::Status ReleaseHandle(HandleId handle) override;
+  absl::Status Map(DevicePtr address, HandleId handle) override;
+  absl::Status Unmap(DevicePtr address, HandleId handle) override;
+  absl::StatusOr<FenceId> RecordFence(Stream stream) override;
+  absl::StatusOr<bool> PollFence(FenceId fence) override;
+  absl::Status WaitFence(FenceId fence) override;
+  absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
+  void DropFence(FenceId fence) override;
+  [[nodiscard]] std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override;
+
+ private:
+  struct State;
+  explicit CudaUpstream(std::unique_ptr<State> state);
+  const std::unique_ptr<State> state_;
+};
+
+}  // namespace gpuledger

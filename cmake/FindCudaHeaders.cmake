@@ -1,0 +1,17 @@
+# Headers of CUDA 13, of the toolkit or of the wheels that the torch wheel needs: CUDA_HEADERS_DIR, empty if there are none.
+set(hints "$ENV{CUDA_HOME}/include" /usr/local/cuda/include)
+execute_process(COMMAND ${GPULEDGER_PYTHON} -c "import nvidia.cu13 as m; print(list(m.__path__)[0])"
+  OUTPUT_VARIABLE wheel_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE wheel_missing)
+if(NOT wheel_missing)
+  list(APPEND hints ${wheel_dir}/include)
+endif()
+set(CUDA_HEADERS_DIR "")
+foreach(dir IN LISTS hints)
+  if(EXISTS ${dir}/cuda.h AND EXISTS ${dir}/cudaTypedefs.h AND EXISTS ${dir}/cuda_runtime_api.h)
+    file(STRINGS ${dir}/cuda.h version REGEX "^#define CUDA_VERSION 13[0-9]+")
+    if(version)
+      set(CUDA_HEADERS_DIR ${dir})
+      break()
+    endif()
+  endif()
+endforeach()

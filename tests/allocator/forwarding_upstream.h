@@ -1,0 +1,36 @@
+// An upstream that hands every call to another one: what tests derive from to change a single thing.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "gpuledger/upstream.h"
+
+namespace gpuledger::testing {
+
+class ForwardingUpstream : public Upstream {
+ public:
+  explicit ForwardingUpstream(Upstream& its_inner) : inner(its_inner) {}
+  std::string_view name() const override { return inner.name(); }
+  DeviceId device() const override { return inner.device(); }
+  Capabilities capabilities() const override { return inner.capabilities(); }
+  Bytes granularity() const override { return inner.granularity(); }
+  MemoryInfo memory_info() const override { return inner.memory_info(); }
+  TimePoint now() const override { return inner.now(); }
+  absl::StatusOr<Range> Reserve(Bytes size) override { return inner.Reserve(size); }
+  absl::Status Unreserve(Range range) override { return inner.Unreserve(range); }
+  absl::StatusOr<HandleId> CreateHandle(Bytes size) override { return inner.CreateHandle(size); }
+  absl::Status ReleaseHandle(HandleId handle) override { return inner.ReleaseHandle(handle); }
+  absl::Status Map(DevicePtr address, HandleId handle) override { return inner.Map(address, handle); }
+  absl::Status Unmap(DevicePtr address, HandleId handle) override { return inner.Unmap(address, handle); }
+  absl::StatusOr<FenceId> RecordFence(Stream stream) override { return inner.RecordFence(stream); }
+  absl::StatusOr<bool> PollFence(FenceId fence) override { return inner.PollFence(fence); }
+  absl::Status WaitFence(FenceId fence) override { return inner.WaitFence(fence); }
+  absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return inner.MakeStreamWait(stream, fence); }
+  void DropFence(FenceId fence) override { inner.DropFence(fence); }
+  std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override { return inner.PassedFences(fences); }
+
+  Upstream& inner;
+};
+
+}  // namespace gpuledger::testing

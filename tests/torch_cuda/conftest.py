@@ -1,0 +1,122 @@
+"""What the tests of PyTorch's memory share, on a GPU and on the fake CUDA alike. Imports torch only when tests run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import fake_cuda
+import pytest
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "two_devices: skipped where there are fewer")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("two_devices"):
+        import torch
+
+        if torch.cuda.device_count() < 2:
+            pytest.skip("needs two devices")
+
+
+@pytest.fixture(autouse=True)
+def settled():
+    import cuda_memory
+
+    cuda_memory.settle()
+    yield
+    cuda_memory.settle()
+
+
+@pytest.fixture
+def grown(settled):
+    import cuda_memory
+
+    return cuda_memory.Grown()
+
+
+@pytest.fixture
+def busy():
+    """`with busy(stream):` keeps the stream from finishing what is submitted to it before the block ends."""
+
+    @contextlib.contextmanager
+    def keep(stream):
+        import torch
+
+        if fake_cuda.is_on():
+            fake_cuda.driver().fakeCudaHoldEvents(1)
+            try:
+                yield
+            finally:
+                fake_cuda.driver().fakeCudaHoldEvents(0)
+        else:
+            with torch.cuda.stream(stream):
+                torch.cuda._sleep(4_000_000_000)  # clock cycles: about two seconds
+            yield
+            stream.synchronize()
+
+    return keep
+
+
+@pytest.fixture
+def own_process(tmp_path):
+    """Runs a script in a new interpreter, which has to end well and say nothing on stderr; returns what it printed."""
+
+    def run(script: str, **environment: str) -> str:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(script))
+        done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
+                              stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+WORKER = """
+import gc, json, sys, traceback, torch
+for line in sys.stdin:
+    try:
+        exec(compile(json.loads(line), "script", "exec"), {})
+        problem = None
+    except BaseException:
+        problem = traceback.format_exc()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    print(json.dumps(problem), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def process_with():
+    """process_with(NAME=value) runs scripts one after the other in an interpreter with that environment."""
+    workers = {}
+
+    def with_environment(**environment: str):
+        key = tuple(sorted(environment.items()))
+        if key not in workers:
+            workers[key] = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            text=True, env={**os.environ, **environment})
+        worker = workers[key]
+
+        def run(script: str) -> None:
+            worker.stdin.write(json.dumps(script) + "\n")
+            worker.stdin.flush()
+            answer = worker.stdout.readline()
+            assert answer, f"the interpreter ended with {worker.wait(timeout=60)}"
+            assert (problem := json.loads(answer)) is None, problem
+
+        return run
+
+    yield with_environment
+    for worker in workers.values():
+        worker.stdin.close()
+        assert worker.wait(timeout=60) == 0
+        worker.stdout.close()

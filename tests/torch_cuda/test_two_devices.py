@@ -1,0 +1,34 @@
+"""How PyTorch's own CUDA memory management behaves, on two devices: what gpuledger's allocator has to do alike.
+
+Runs on a GPU and on the fake CUDA (README.md says how they differ). Kernels do nothing on the fake, so data is compared
+only where it came by copies: from the host, between tensors of one type, to the host.
+"""
+
+import pytest
+import torch
+from cuda_memory import MIB, Grown, numbers, tensor
+
+pytestmark = pytest.mark.two_devices
+
+
+def test_each_device_has_its_own_figures():
+    first, second = Grown(0), Grown(1)
+    t = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda:1")
+    assert (first.allocated, second.allocated) == (0, 12 * MIB)
+    assert torch.cuda.memory_allocated("cuda:1") == t.numel()
+
+
+def test_a_device_block_chooses_where_memory_comes_from_and_ends():
+    with torch.cuda.device(1):
+        assert tensor(1).device.index == torch.cuda.current_device() == 1
+    assert tensor(1).device.index == torch.cuda.current_device() == 0
+
+
+def test_data_goes_from_one_device_to_the_other():
+    data = numbers(MIB + 3)
+    assert torch.equal(data.to("cuda:0").to("cuda:1").clone().to("cuda:0").cpu(), data)
+
+
+def test_a_refused_allocation_names_its_device():
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="GPU 1 has a total capacity"):
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda:1")
