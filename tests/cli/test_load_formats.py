@@ -212,9 +212,16 @@ def test_output_that_is_lost_is_no_success(tiny):
 
 def test_a_disk_without_room_is_known_before_a_byte_is_read(tiny):
     # A file system of the kernel's own has no room, and says so.
-    ran = gpuledger("load", tiny, "--out", "/sys/fs/out")
-    assert ran.returncode == 2 and "its disk has 0 B left" in ran.stderr
-    assert "peak reserved" not in ran.stdout
+    for out in ("/sys/fs/out", "/sys/fs/out/"):
+        ran = gpuledger("load", tiny, "--out", out)
+        assert ran.returncode == 2 and "its disk has 0 B left" in ran.stderr
+        assert "peak reserved" not in ran.stdout
+
+
+def test_a_link_to_nowhere_is_something_that_exists(tiny, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    ran = gpuledger("load", tiny, "--out", tmp_path / "out")
+    assert ran.returncode == 2 and "exists already" in ran.stderr and "peak reserved" not in ran.stdout
 
 
 @pytest.mark.parametrize(

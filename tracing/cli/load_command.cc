@@ -12,15 +12,22 @@
 namespace gpuledger::cli {
 namespace {
 
+// The directory that `out` is to be in.
+std::filesystem::path ParentOf(const std::string& out) {
+  std::error_code error;
+  const std::filesystem::path path = std::filesystem::absolute(out, error).lexically_normal();
+  return path.has_filename() ? path.parent_path() : path.parent_path().parent_path();
+}
+
 // Checks what can be checked before a byte is read.
 absl::Status CheckOut(const std::string& out) {
   std::error_code error;
   if (out.empty()) return absl::OkStatus();
-  if (std::filesystem::exists(out, error))
-    return absl::AlreadyExistsError(fmt::format("--out {}: exists already, and is not replaced; name a new directory", out));
-  const std::filesystem::path parent =
-      std::filesystem::absolute(std::filesystem::path(out), error).lexically_normal().parent_path();
-  if (!std::filesystem::is_directory(out.back() == '/' ? parent.parent_path() : parent, error)) {
+  if (std::filesystem::exists(std::filesystem::symlink_status(out, error))) {
+    return absl::AlreadyExistsError(
+        fmt::format("--out {}: exists already, and is not replaced; name a new directory", out));
+  }
+  if (!std::filesystem::is_directory(ParentOf(out), error)) {
     return absl::NotFoundError(fmt::format("--out {}: the directory it is to be in does not exist", out));
   }
   return absl::OkStatus();
@@ -30,13 +37,12 @@ absl::Status CheckOut(const std::string& out) {
 absl::Status CheckSpace(const LoadPlan& plan, const std::string& out) {
   if (out.empty()) return absl::OkStatus();
   std::error_code error;
-  const std::filesystem::path parent = std::filesystem::absolute(out, error).lexically_normal().parent_path();
-  const std::filesystem::space_info space = std::filesystem::space(parent, error);
+  const std::filesystem::space_info space = std::filesystem::space(ParentOf(out), error);
   if (error || space.available >= plan.final_bytes.count()) return absl::OkStatus();
+  const Bytes available(uint64_t{space.available});
   return absl::ResourceExhaustedError(
       fmt::format("--out {}: the checkpoint has {}, and its disk has {} left; free {} or name another place", out,
-                  Human(plan.final_bytes), Human(Bytes(uint64_t{space.available})),
-                  Human(plan.final_bytes - Bytes(uint64_t{space.available}))));
+                  Human(plan.final_bytes), Human(available), Human(plan.final_bytes - available)));
 }
 
 absl::StatusOr<WrittenCheckpoint> Write(const LoadPlan& plan, const LoadResult& result, const std::string& out) {
