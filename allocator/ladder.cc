@@ -241,7 +241,10 @@ CachingAllocator::~CachingAllocator() {
   }
   ReleaseCached();
   MutexLock lock(impl_->mutex);
-  for (Pool* pool : impl_->pool_order) impl_->upstream.Unreserve(pool->range()).IgnoreError();
+  for (Pool* pool : impl_->pool_order) {
+    // A range that came with its memory, and that could not be given back after its stream, is left to the upstream.
+    if (impl_->mapping || pool->mapped_granules() == 0) impl_->upstream.Unreserve(pool->range()).IgnoreError();
+  }
 }
 
 }  // namespace gpuledger

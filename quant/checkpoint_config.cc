@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <vector>
+
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
 
@@ -20,18 +23,33 @@ std::string ModuleOf(std::string_view weight) { return std::string(weight.substr
 
 // Transformers takes an entry of the list for a regular expression that matches the beginning of a module's name, and
 // for its end. An entry that would so hit a quantized module too (`mlp.gate` hits `mlp.gate_proj`) is anchored.
-std::string SkipEntry(const std::string& module, const absl::flat_hash_set<std::string>& quantized) {
-  for (const std::string& other : quantized) {
-    if (other.starts_with(module) || other.ends_with(module)) return "^" + module + "$";
+class SkipEntries {
+ public:
+  explicit SkipEntries(const absl::flat_hash_set<std::string>& quantized)
+      : forwards_(quantized.begin(), quantized.end()) {
+    for (const std::string& module : forwards_) backwards_.emplace_back(module.rbegin(), module.rend());
+    std::sort(forwards_.begin(), forwards_.end());
+    std::sort(backwards_.begin(), backwards_.end());
   }
-  return module;
-}
+  std::string For(const std::string& module) const {
+    const bool hits = AnyStartsWith(forwards_, module) || AnyStartsWith(backwards_, {module.rbegin(), module.rend()});
+    return hits ? "^" + module + "$" : module;
+  }
+
+ private:
+  static bool AnyStartsWith(const std::vector<std::string>& sorted, const std::string& beginning) {
+    const auto at = std::lower_bound(sorted.begin(), sorted.end(), beginning);
+    return at != sorted.end() && at->starts_with(beginning);
+  }
+  std::vector<std::string> forwards_, backwards_;
+};
 
 Json SkippedModules(std::span<const CheckpointTensor> tensors, const absl::flat_hash_set<std::string>& quantized) {
   std::vector<std::string> modules;
   absl::flat_hash_set<std::string> seen = quantized;
+  const SkipEntries entries(quantized);
   const auto add = [&](const std::string& module) {
-    if (seen.insert(module).second) modules.push_back(SkipEntry(module, quantized));
+    if (seen.insert(module).second) modules.push_back(entries.For(module));
   };
   for (const CheckpointTensor& tensor : tensors) {
     const auto* kept = std::get_if<KeptTensor>(&tensor);

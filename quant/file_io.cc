@@ -52,6 +52,10 @@ int FileDescriptor::Release() { return std::exchange(fd_, -1); }
 
 absl::Status SystemError(int error, std::string_view path, std::string_view what) {
   const absl::Status status = absl::ErrnoToStatus(error, fmt::format("{}: {}", path, what));
+  // It is no lack of memory.
+  if (error == EMFILE || error == ENFILE) {
+    return absl::InternalError(std::string(status.message()) + "; raise the limit of open files (ulimit -n)");
+  }
   // A file size limit is, to the user, a full disk.
   return error == EFBIG ? absl::ResourceExhaustedError(std::string(status.message())) : status;
 }

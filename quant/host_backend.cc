@@ -1,6 +1,7 @@
 #include "host_backend.h"
 
 #include <cstring>
+#include <system_error>
 #include <utility>
 
 namespace gpuledger {
@@ -28,7 +29,14 @@ void QuantizeScales(const QuantizeWork& work, Dialect dialect) {
 HostBackend::HostBackend(const ModelSource& source, Dialect dialect, uint64_t threads)
     : source_(source), dialect_(dialect) {
   threads_.reserve(threads);
-  for (uint64_t i = 0; i < threads; ++i) threads_.emplace_back([this] { WorkUntilStopped(); });
+  for (uint64_t i = 0; i < threads; ++i) {
+    try {
+      threads_.emplace_back([this] { WorkUntilStopped(); });
+    } catch (const std::system_error&) {
+      if (threads_.empty()) throw;
+      break;  // fewer threads do the same work
+    }
+  }
 }
 
 HostBackend::~HostBackend() {

@@ -240,7 +240,7 @@ class Pipeline {
   absl::Status Advance(Bytes size) {
     done_ += size;
     if (!progress_ || progress_(done_, total_)) return absl::OkStatus();
-    return absl::CancelledError("the load was stopped; all its memory is given back");
+    return absl::CancelledError("stopped; all memory is given back");
   }
 
   const LoadPlan& plan_;

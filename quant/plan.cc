@@ -29,7 +29,7 @@ struct DryRun {
 };
 
 // The load's pipeline without its data.
-absl::StatusOr<DryRun> RunDry(LoadPlan plan, Bytes cap) {
+absl::StatusOr<DryRun> RunDry(LoadPlan plan, Bytes cap, const Progress& progress) {
   plan.options.fault = LoadFault::kNone;
   plan.options.verify = false;  // goes through the same slots once more
   FakeOptions endless;
@@ -41,21 +41,21 @@ absl::StatusOr<DryRun> RunDry(LoadPlan plan, Bytes cap) {
   options.cap = cap;
   CachingAllocator allocator(upstream, options);
   DryBackend backend;
-  const absl::StatusOr<PipelineResult> ran = RunPipeline(plan, allocator, backend, {});
+  const absl::StatusOr<PipelineResult> ran = RunPipeline(plan, allocator, backend, progress);
   if (!ran.ok()) return ran.status();
   return DryRun{allocator.totals().peak_reserved, allocator.ledger().usage().peak};
 }
 
 // The fewest handles: fewer than the bytes in use at the peak cannot do, so from there upwards until the pipeline
 // completes. It does so at the latest with what it takes without a cap.
-absl::Status Predict(LoadPlan& plan) {
-  absl::StatusOr<DryRun> run = RunDry(plan, Bytes::Max());
+absl::Status Predict(LoadPlan& plan, const Progress& progress) {
+  absl::StatusOr<DryRun> run = RunDry(plan, Bytes::Max(), progress);
   if (!run.ok()) return run.status();
   const Bytes handle = FakeOptions().granularity;
   plan.predicted_in_use_bytes = run->peak_in_use;
   plan.predicted_peak_bytes = run->peak_reserved;
   for (Bytes cap = run->peak_in_use.RoundUpTo(handle); cap < plan.predicted_peak_bytes; cap += handle) {
-    run = RunDry(plan, cap);
+    run = RunDry(plan, cap, progress);
     if (run.ok()) {
       plan.predicted_peak_bytes = run->peak_reserved;
     } else if (!absl::IsResourceExhausted(run.status())) {
@@ -192,7 +192,7 @@ Bytes LoadPlan::source_bytes() const {
 }
 
 absl::StatusOr<LoadPlan> PlanLoad(std::shared_ptr<const ModelSource> source, const LoadOptions& options,
-                                  Bytes available) {
+                                  Bytes available, const Progress& progress) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   LoadPlan plan;
   plan.source = std::move(source);
@@ -200,7 +200,7 @@ absl::StatusOr<LoadPlan> PlanLoad(std::shared_ptr<const ModelSource> source, con
   plan.available = available;
   if (absl::Status status = DecideWeights(plan); !status.ok()) return status;
   SizeStaging(plan);
-  if (absl::Status status = Predict(plan); !status.ok()) return status;
+  if (absl::Status status = Predict(plan, progress); !status.ok()) return status;
   plan.fits = plan.predicted_peak_bytes <= std::min(options.cap, available);
   return plan;
 }
@@ -212,7 +212,7 @@ absl::Status CheckFits(const LoadPlan& plan) {
   std::string message = fmt::format("the load reserves {} at its peak, and {} {}: {} short",
                                     ToString(plan.predicted_peak_bytes), by_cap ? "the cap is" : "the device has",
                                     ToString(limit), ToString(plan.predicted_peak_bytes - limit));
-  const absl::StatusOr<DryRun> stopped = RunDry(plan, limit);
+  const absl::StatusOr<DryRun> stopped = RunDry(plan, limit, {});
   if (!stopped.ok()) {
     // The allocator's own advice is for a program that could free something: a load has only its cap.
     std::string_view report = View(stopped.status());

@@ -41,7 +41,8 @@ class Finder {
       }
     }
     if (absl::Status status = CheckTables(weights); !status.ok()) return status;
-    if (absl::Status status = CheckNoneIsLeft(); !status.ok()) return status;
+    const bool four_bit = *method == ConfiguredMethod::kFourBit || !weights.empty();
+    if (absl::Status status = CheckNoneIsLeft(four_bit, weights); !status.ok()) return status;
     if (*method == ConfiguredMethod::kFourBit && weights.empty()) {
       return absl::InvalidArgumentError(fmt::format(
           "{}: quantization_config says that the model is in 4 bit, but no tensor has a quant_state; if the "
@@ -156,13 +157,22 @@ class Finder {
     return absl::OkStatus();
   }
 
-  // A table that belongs to no state: the state is missing, and the weight beside it would be taken for bytes.
-  absl::Status CheckNoneIsLeft() const {
-    constexpr std::string_view kSuffix = ".quant_map";
+  // What belongs to no state: the state is missing, and the weight would be taken for bytes. Scales and tables show it;
+  // in a model with 4-bit weights so do codes alone, by their shape [n, 1].
+  absl::Status CheckNoneIsLeft(bool four_bit, const std::vector<StoredWeight>& weights) const {
+    absl::flat_hash_set<const TensorInfo*> packed;
+    for (const StoredWeight& weight : weights) packed.insert(weight.packed);
     for (const TensorInfo& tensor : source_.tensors()) {
-      if (!tensor.name.ends_with(kSuffix) || used_.contains(&tensor)) continue;
-      const std::string_view name = std::string_view(tensor.name).substr(0, tensor.name.size() - kSuffix.size());
-      if (by_name_.contains(name)) return Bad(tensor, fmt::format("has no quant_state of {} beside it", Quoted(name)));
+      for (const std::string_view suffix : {".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"}) {
+        if (!tensor.name.ends_with(suffix) || used_.contains(&tensor)) continue;
+        const std::string_view name = std::string_view(tensor.name).substr(0, tensor.name.size() - suffix.size());
+        if (by_name_.contains(name)) return Bad(tensor, fmt::format("has no quant_state of {} beside it", Quoted(name)));
+      }
+    }
+    for (const TensorInfo& tensor : source_.tensors()) {
+      const bool codes = tensor.dtype == Dtype::kU8 && tensor.shape.size() == 2 && tensor.shape[1] == 1;
+      if (!four_bit || !codes || packed.contains(&tensor) || !tensor.name.ends_with(".weight")) continue;
+      return Bad(tensor, "looks like 4-bit codes, but has no quant_state beside it; fetch the file again");
     }
     return absl::OkStatus();
   }

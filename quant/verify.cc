@@ -63,6 +63,10 @@ ErrorSums Compare(const FourBitLayout& layout, const std::byte* block, const std
         continue;
       }
       const double error = std::abs(values[i] - expected);
+      if (!std::isfinite(error)) {
+        sums.destroyed += 1;
+        continue;
+      }
       sums.error += error;
       sums.max_error = std::max(sums.max_error, error);
       sums.square += expected * expected;
@@ -81,6 +85,7 @@ void ErrorSums::Add(const ErrorSums& other) {
   square += other.square;
   elements += other.elements;
   not_finite += other.not_finite;
+  destroyed += other.destroyed;
 }
 
 ErrorSums CompareWithBlock(const FourBitLayout& layout, const std::byte* block, FloatType type, const std::byte* source,
@@ -95,12 +100,12 @@ double ExpectedRelativeError(const FourBitFormat& format) {
 
 WeightError MakeWeightError(const std::string& name, const FourBitFormat& format, const ErrorSums& sums) {
   WeightError error{.name = name, .max = sums.max_error, .expected = ExpectedRelativeError(format),
-                    .not_finite = sums.not_finite};
+                    .not_finite = sums.not_finite, .destroyed = sums.destroyed};
   if (sums.elements > 0) {
     error.mean = sums.error / static_cast<double>(sums.elements);
     error.rms = std::sqrt(sums.square / static_cast<double>(sums.elements));
   }
-  error.outlier = sums.not_finite > 0 || !std::isfinite(error.mean) || error.relative() > kOutlierFactor * error.expected;
+  error.outlier = sums.not_finite > 0 || sums.destroyed > 0 || error.relative() > kOutlierFactor * error.expected;
   return error;
 }
 

@@ -15,6 +15,7 @@ struct ErrorSums {
   double square = 0;     // of source^2
   uint64_t elements = 0;
   uint64_t not_finite = 0;  // of the source; they are in no other sum
+  uint64_t destroyed = 0;   // finite in the source, and not after: beside an infinity, a NaN; in no other sum either
 
   void Add(const ErrorSums& other);
 };

@@ -5,6 +5,7 @@ folders alone (`pytest tests/torch_cuda`) switches it on; in any other session e
 runs that file in a session of its own.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,8 @@ class FileOfItsOwn(pytest.File):
 class SessionOfItsOwn(pytest.Item):
     def runtest(self):
         done = subprocess.run([sys.executable, "-m", "pytest", "--color=no", str(self.path)], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, cwd=TESTS.parent)
+                              stdin=subprocess.DEVNULL, cwd=TESTS.parent, timeout=900,
+                              env={k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"})
         closing = (done.stdout.splitlines() or [""])[-1].strip("= ")
         self.config.stash[closing_lines].append(f"{self.path.relative_to(TESTS.parent)}: {closing}")
         assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr}"

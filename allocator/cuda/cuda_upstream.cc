@@ -102,7 +102,9 @@ CudaUpstream::~CudaUpstream() {
   const cuda::Inside inside(*s.context);
   if (!inside.ok()) return;
   MutexLock lock(s.mutex);
-  if (!s.books.mappings().empty() || !s.bought.empty()) s.driver().cuCtxSynchronize();
+  // What may still be used is not given back: a capture that is going on, for one, forbids to wait for the device.
+  const bool holds = !s.books.mappings().empty() || !s.bought.empty();
+  if (holds && s.driver().cuCtxSynchronize() == cuda::kStreamCaptureUnsupported) return;
   for (const auto& [address, mapping] : std::map(s.books.mappings())) {
     const bool unmapped = s.driver().cuMemUnmap(address, mapping.size.count()) == cuda::kSuccess;
     if (unmapped) s.books.RemoveMapping(DevicePtr(s.books.device(), address), mapping.handle);
@@ -128,6 +130,7 @@ Bytes CudaUpstream::granularity() const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { re
 MemoryInfo CudaUpstream::memory_info() const {
   const cuda::Inside inside(*state_->context);
   size_t free = 0, total = 0;
+  if (state_->context->in_forked_child()) return {};  // another thread may have held the mutex when the process forked
   if (inside.ok() && state_->driver().cuMemGetInfo(&free, &total) == cuda::kSuccess) return {Bytes(free), Bytes(total)};
   MutexLock lock(state_->mutex);
   return {Bytes(), state_->books.memory_info().total};

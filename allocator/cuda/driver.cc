@@ -73,8 +73,8 @@ absl::Status Resolve(Driver& driver) {
 absl::Status Initialise(Driver& driver) {
   if (absl::Status status = Resolve(driver); !status.ok()) return status;
   const Result result = driver.cuInit(0);
-  // A child of a process that had initialised CUDA is told so.
-  if (result == kNotInitialized && ForkGeneration() > 0) return ForkedChild("CudaUpstream::Open");
+  // A child of a process that had initialised CUDA, with our help or without, is told so.
+  if (result == kNotInitialized) return ForkedChild("CudaUpstream::Open");
   if (result == kSuccess) {
     driver.cuDriverGetVersion(&driver.version);
     driver.generation = ForkGeneration();

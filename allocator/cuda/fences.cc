@@ -178,8 +178,8 @@ absl::Status Fences::MakeStreamWait(Stream stream, FenceId id) {
   const absl::StatusOr<Map::iterator> found = Find(id);
   if (!found.ok()) return found.status();
   if (absl::Status status = CheckStream(stream, "MakeStreamWait"); !status.ok()) return status;
-  if (KnownToHavePassed((*found)->second)) return absl::OkStatus();
   if (absl::Status status = CheckNotCapturing(stream, "MakeStreamWait"); !status.ok()) return status;
+  if (KnownToHavePassed((*found)->second)) return absl::OkStatus();
   const Result result = context_.driver().cuStreamWaitEvent(stream.raw(), (*found)->second.event, 0);
   return CudaStatus(context_.driver(), result, "cuStreamWaitEvent", "MakeStreamWait");
 }

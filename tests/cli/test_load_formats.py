@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import time
 import sys
 
 import pytest
@@ -157,7 +158,8 @@ def test_host_memory_beyond_the_tensors_is_bounded_by_the_ring(tmp_path):
 def test_ctrl_c_returns_everything_and_leaves_no_output(tmp_path):
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [BINARY, "load", "--source", "synth:llama-3-8b", "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [BINARY, "load", "--source", "synth:llama-3-8b", "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored below a background job, say
     )
     process.stdout.readline()  # the promise, printed before the first byte is read
     process.send_signal(signal.SIGINT)
@@ -236,3 +238,34 @@ def test_a_pointer_in_place_of_weights_is_named(tmp_path, content, says):
 
 def test_a_synthetic_model_named_as_a_directory_is_shown_the_way():
     assert "--source synth:opt-350m" in gpuledger("plan", "synth:opt-350m").stderr
+
+
+@pytest.mark.parametrize("dropped", [("quant_state", "quant_map", "nested_quant_map"), ("quant_state", "quant_map", "nested", "absmax")])
+def test_a_4_bit_weight_that_lost_its_state_is_refused(tiny, tmp_path, dropped):
+    safetensors = pytest.importorskip("safetensors.torch")
+    out = tmp_path / "out"
+    answer("load", tiny, "--double-quant", "--out", out)
+    tensors = safetensors.load_file(out / "model.safetensors")
+    damaged = "model.layers.1.mlp.up_proj.weight"
+    kept = {n: t for n, t in tensors.items() if not n.startswith(damaged + ".") or not any(d in n for d in dropped)}
+    assert len(kept) < len(tensors)
+    safetensors.save_file(kept, out / "model.safetensors")
+    ran = gpuledger("load", out)
+    assert ran.returncode == 2 and damaged in ran.stderr
+
+
+def test_two_signals_at_once_are_one(tmp_path):
+    process = subprocess.Popen([BINARY, "load", "--source", "synth:llama-3-8b", "--out", tmp_path / "out"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.001)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_usage_error_is_a_json_object_too():
+    ran = gpuledger("load", "--json", "--slots", "x", "m")
+    assert ran.returncode == 2 and json.loads(ran.stdout)["exit_code"] == 2

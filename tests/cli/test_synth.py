@@ -214,6 +214,7 @@ def config_of_layers(path, layers, hidden):
 def limit_files():
     """If what a test stops or has refused were written after all, it would not be more than this."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 30, 4 << 30))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored below a background job, say
 
 
 def test_a_model_that_the_disk_cannot_hold_is_refused_at_once(tmp_path):

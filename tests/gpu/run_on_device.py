@@ -38,9 +38,8 @@ class Machine:
         self.folder, self.fake = folder, fake
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("FAKE_CUDA_")}
         # A run path of the programs does not reach what their libraries need.
-        self.environment["LD_LIBRARY_PATH"] = str(folder / "lib")
-        if fake:
-            self.environment["LD_LIBRARY_PATH"] += f":{folder / 'fake'}"
+        found = [str(folder / "lib"), *([str(folder / "fake")] if fake else []), os.environ.get("LD_LIBRARY_PATH", "")]
+        self.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, found))
             self.environment["FAKE_CUDA_MEMORY"] = "8GiB"
             self.environment["FAKE_CUDA_DEVICES"] = "2"
         self.log = open(out / "log.txt", "w", encoding="utf-8")

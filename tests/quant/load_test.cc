@@ -420,6 +420,8 @@ TEST_F(LoadTest, FlagsWeightsWithOutliersAndWithValuesThatAreNotFinite) {
   ASSERT_EQ(result->errors.size(), 2u);
   EXPECT_TRUE(result->errors[0].outlier) << result->errors[0].relative();
   EXPECT_EQ(result->errors[1].not_finite, 2u);
+  EXPECT_EQ(result->errors[1].destroyed, 62u) << "the others of the two blocks' 128 values that share a scale with a NaN";
+  EXPECT_TRUE(std::isfinite(result->errors[1].mean));
   EXPECT_TRUE(result->errors[1].outlier);
 }
 

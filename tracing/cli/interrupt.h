@@ -6,7 +6,7 @@
 
 namespace gpuledger::cli {
 
-// From now on SIGINT, SIGTERM and SIGHUP only set a flag, once each.
+// From now on SIGINT, SIGTERM and SIGHUP only set a flag; another one over a second later ends the program.
 void CatchInterrupts();
 // Whether one of them has come. Async-signal-safe, any thread.
 bool Interrupted();

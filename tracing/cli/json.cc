@@ -52,6 +52,7 @@ ordered_json LoadJson(const LoadResult& result) {
                       {"relative", error.relative()},
                       {"expected", error.expected},
                       {"not_finite", error.not_finite},
+                      {"destroyed", error.destroyed},
                       {"outlier", error.outlier}});
   }
   ordered_json failures = ordered_json::array();

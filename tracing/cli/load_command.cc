@@ -66,7 +66,10 @@ ExitCode RunLoad(const LoadFlags& flags) {
   absl::StatusOr<std::shared_ptr<const ModelSource>> source = SourceFrom(flags);
   if (!source.ok()) return Fail(source.status(), flags.json);
   HostAnonymousUpstream upstream;
-  const absl::StatusOr<LoadPlan> plan = PlanLoad(*std::move(source), *options, upstream.memory_info().free);
+  const absl::StatusOr<LoadPlan> plan = [&] {
+    ProgressBar bar("planning");
+    return PlanLoad(*std::move(source), *options, upstream.memory_info().free, ShowUntilInterrupted(bar));
+  }();
   if (!plan.ok()) return Fail(plan.status(), flags.json);
 
   if (absl::Status status = CheckSpace(*plan, flags.out); !status.ok()) return FailToWrite(status, flags.json);

@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <system_error>
@@ -48,6 +49,8 @@ int Main(int argc, char** argv) {
     return app.exit(help_or_version);
   } catch (const CLI::ParseError& error) {
     std::fputs(fmt::format("gpuledger: {}\nSee gpuledger --help.\n", error.what()).c_str(), stderr);
+    const bool wants_json = std::any_of(argv, argv + argc, [](std::string_view word) { return word == "--json"; });
+    if (wants_json) PrintJson(ErrorJson(static_cast<int>(ExitCode::kUsage), error.what()));
     return static_cast<int>(ExitCode::kUsage);
   }
   CatchInterrupts();

@@ -2,6 +2,7 @@
 
 #include "commands.h"
 #include "gpuledger/host_upstream.h"
+#include "interrupt.h"
 #include "json.h"
 #include "plan_text.h"
 
@@ -13,7 +14,11 @@ ExitCode RunPlan(const PlanFlags& flags) {
   absl::StatusOr<std::shared_ptr<const ModelSource>> source = SourceFrom(flags);
   if (!source.ok()) return Fail(source.status(), flags.json);
   const absl::StatusOr<LoadPlan> plan =
-      PlanLoad(*std::move(source), *options, HostAnonymousUpstream().memory_info().free);
+      [&] {
+        ProgressBar bar("planning");
+        return PlanLoad(*std::move(source), *options, HostAnonymousUpstream().memory_info().free,
+                        ShowUntilInterrupted(bar));
+      }();
   if (!plan.ok()) return Fail(plan.status(), flags.json);
 
   std::FILE* const out = flags.json ? stderr : stdout;

@@ -10,6 +10,7 @@
 
 #include "figures.h"
 #include "gpuledger/layer_names.h"
+#include "interrupt.h"
 
 namespace gpuledger::cli {
 namespace {
@@ -63,7 +64,7 @@ std::string WhatWouldHelp(const LoadPlan& plan) {
     LoadOptions options = plan.options;
     options.slots = slots;
     options.slot_size = Bytes(size);
-    const absl::StatusOr<LoadPlan> smaller = PlanLoad(plan.source, options, plan.available);
+    const absl::StatusOr<LoadPlan> smaller = PlanLoad(plan.source, options, plan.available, [](Bytes, Bytes) { return !Interrupted(); });
     if (!smaller.ok()) continue;
     if (smaller->fits) {
       return fmt::format("  What would help: --slots {} --slot-size {} has its peak at {} ({}), which fits.\n", slots,

@@ -65,7 +65,10 @@ std::string VerifyTable(const LoadResult& result, const Style& style) {
   for (size_t i = 0; i < std::min(outliers.size(), kOutliersShown); ++i) {
     const WeightError& error = outliers[i];
     text += fmt::format("    {}  max error {:.4g}, mean / rms {:.4f}{}\n", error.name, error.max, error.relative(),
-                        error.not_finite == 0 ? "" : fmt::format(", {} values are not finite", error.not_finite));
+                        error.not_finite + error.destroyed == 0
+                            ? ""
+                            : fmt::format(", {} values are not finite, {} others are not any more", error.not_finite,
+                                          error.destroyed));
   }
   if (outliers.size() > kOutliersShown) {
     text += fmt::format("    and {} more (--json lists them)\n", outliers.size() - kOutliersShown);

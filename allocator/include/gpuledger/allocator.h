@@ -10,6 +10,9 @@
 // passed fences, growth, donors (cached handles of any pool, moved), pending work waited for, and then an out-of-memory
 // report (kResourceExhausted) that names the top owners and what is cached.
 //
+// A stream that an allocator has seen outlives it, and its handle names one stream in every thread: the handle of CUDA's
+// per-thread default stream (2) does not, so a program that uses it gives each thread a stream of its own.
+//
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
 // on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds every allocator whole and usable, with
 // copy-on-write memory if its upstream has that (host-anonymous). A call may wait for another thread that is on the

@@ -87,7 +87,8 @@ struct WeightError {
   double mean = 0;      // mean of it
   double rms = 0;       // of the source: the root of its mean square
   double expected = 0;  // of mean / rms
-  uint64_t not_finite = 0;
+  uint64_t not_finite = 0;  // values of the source, in none of the figures above
+  uint64_t destroyed = 0;   // finite in the source and not in 4 bit, because of one that is not; in none either
   bool outlier = false;
 
   [[nodiscard]] double relative() const { return rms > 0 ? mean / rms : 0; }

@@ -19,6 +19,7 @@
 #include "gpuledger/codec.h"
 #include "gpuledger/four_bit.h"
 #include "gpuledger/model_source.h"
+#include "gpuledger/progress.h"
 #include "gpuledger/safetensors.h"
 #include "gpuledger/types.h"
 
@@ -81,9 +82,10 @@ struct GPULEDGER_EXPORT LoadPlan {
 
 // Plans the load of a model that is open. `available` is what the device can give. Errors: kInvalidArgument with a
 // sentence for a configuration or a stored 4-bit weight that is damaged, for a glob that matches nothing, and for a ring
-// that cannot be (no slot, a slot that does not hold one block of float32).
+// that cannot be (no slot, a slot that does not hold one block of float32); kCancelled. `progress` is called with the
+// position in one of the dry runs, of which there are a few.
 GPULEDGER_EXPORT absl::StatusOr<LoadPlan> PlanLoad(std::shared_ptr<const ModelSource> source, const LoadOptions& options,
-                                                   Bytes available = Bytes::Max());
+                                                   Bytes available = Bytes::Max(), const Progress& progress = {});
 
 // Ok if the plan fits. Otherwise kResourceExhausted: what is short, then the allocator's report at the point at which
 // a load under the smaller limit would stop (found on the fake upstream).
