@@ -35,6 +35,7 @@ uint64_t FakeCosts::of(UpstreamCall call) const {
     case UpstreamCall::kPollFence: return poll_fence;
     case UpstreamCall::kWaitFence: return wait_fence;
     case UpstreamCall::kStreamWait: return stream_wait;
+    case UpstreamCall::kSynchronize: return synchronize;
   }
   Die("FakeCosts: no such call");
 }
@@ -197,6 +198,14 @@ absl::Status FakeUpstream::MakeStreamWait(Stream stream, FenceId fence) {
 void FakeUpstream::DropFence(FenceId fence) {
   MutexLock lock(state_->mutex);
   state_->books.RemoveFence(fence);  // a held one stays held: the work it stands for is still to be done
+}
+
+absl::Status FakeUpstream::Synchronize() {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kSynchronize, absl::OkStatus());
+  if (status.ok()) s.held.PassAll();
+  return status;
 }
 
 void FakeUpstream::Advance(uint64_t nanoseconds) {

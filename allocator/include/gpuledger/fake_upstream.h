@@ -17,9 +17,9 @@ namespace gpuledger {
 
 // The calls that cost time and can fail.
 enum class UpstreamCall : uint8_t {
-  kReserve, kUnreserve, kCreate, kRelease, kMap, kUnmap, kRecordFence, kPollFence, kWaitFence, kStreamWait
+  kReserve, kUnreserve, kCreate, kRelease, kMap, kUnmap, kRecordFence, kPollFence, kWaitFence, kStreamWait, kSynchronize
 };
-inline constexpr int kUpstreamCallCount = 10;
+inline constexpr int kUpstreamCallCount = 11;
 
 // Nanoseconds per call: what the driver takes on an H200 for a 2 MiB handle (placement.md, "Run on an H100": the H200
 // figures), and for an event (allocators.md, section 3). Larger handles cost more to release than this says.
@@ -34,6 +34,7 @@ struct GPULEDGER_EXPORT FakeCosts {
   uint64_t poll_fence = 160;
   uint64_t wait_fence = 160;   // of one that has passed; how long a held one would take, a test says with Advance
   uint64_t stream_wait = 190;
+  uint64_t synchronize = 160;  // of a device that is done, as for wait_fence
 
   [[nodiscard]] uint64_t of(UpstreamCall call) const;
 };
@@ -70,6 +71,7 @@ class GPULEDGER_EXPORT FakeUpstream final : public Upstream {
   absl::Status WaitFence(FenceId fence) override;
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
   void DropFence(FenceId fence) override;
+  absl::Status Synchronize() override;  // held fences pass
 
   void Advance(uint64_t nanoseconds);
 
