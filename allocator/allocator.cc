@@ -1,8 +1,6 @@
 // The hot path of CachingAllocator: hand out, take back. What happens on a miss is in ladder.cc.
 #include "gpuledger/allocator.h"
 
-#include <fmt/format.h>
-
 #include "allocator_impl.h"
 #include "fork_guard.h"
 
@@ -13,6 +11,18 @@ CachingAllocator::CachingAllocator(Upstream& upstream, AllocatorOptions options,
   RegisterForFork(this);
 }
 
+CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink)
+    : upstream(its_upstream),
+      device(its_upstream.device()),
+      granule(its_upstream.granularity()),
+      mapping(its_upstream.capabilities().mapping),
+      on_misuse(its_options.on_misuse),
+      ledger_owned(its_upstream.device(), its_upstream, sink),
+      ledger(ledger_owned.impl()),
+      pending(its_upstream),
+      options(its_options),
+      placement(its_upstream, ledger_owned, blocks) {}
+
 // ---- hand out ----------------------------------------------------------------------------------------------------------
 
 absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site, PoolId pool) noexcept {
@@ -21,45 +31,60 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   if (size > Impl::kLargestRequest || stream.device() != a.device) [[unlikely]] return a.BadRequest(size, stream);
   const SizeClass size_class = SizeClass::For(size);
   ChargeRequest request{CurrentPayer(), size, size_class.charged(), stream.Canonical(), DevicePtr::Null(a.device), site};
-  const TimePoint now = a.upstream.now();
-  Ledger::Shard& shard = a.ledger_impl.MyShard();
-
-  StreamCache* cache = Impl::CachesOf(shard)->Find(request.stream, pool);
-  if (cache == nullptr) [[unlikely]] {
-    absl::StatusOr<StreamCache*> made = a.MakeCache(shard, request.stream, pool);
+  Ledger::Shard& shard = a.ledger.MyShard();
+  Impl::Place place = a.FindPlace(shard, request.stream, pool);
+  if (place.pools == nullptr) [[unlikely]] {
+    absl::StatusOr<Impl::Place> made = a.MakePlace(shard, request.stream, pool);
     if (!made.ok()) return made.status();
-    cache = *made;
+    place = *made;
   }
-  // 1. This very size, from the thread's own cache.
-  if (size_class.charged() <= StreamCache::kLargest) {
-    SpinLockHolder lock(shard.mutex);
-    if (Block* block = cache->Pop(size_class.charged())) return a.HandOut(shard, block, request, now);
+  Block* block = nullptr;
+  bool crossed = false;  // a soft cap of the owner
+  // 1. This very size, out of the thread's own cache.
+  if (size_class.charged() <= StreamCache::kLargest && place.cache != nullptr) {
+    SpinHold hold(shard.mutex);
+    block = place.cache->Pop(size_class.charged());
+    if (block != nullptr) crossed = a.HandOut(shard, block, request);
   }
-  // 2. A free block of the stream's pool.  3. The ladder.
-  Block* block = a.TakeFromPool(*cache, size_class);
-  if (block == nullptr) [[unlikely]] {
-    absl::StatusOr<Block*> climbed = a.AllocateSlow(*cache, size_class, request);
-    if (!climbed.ok()) return climbed.status();
-    block = *climbed;
+  if (block == nullptr) {
+    // 2. A free block of the stream's pool.
+    block = a.TakeFromPool(place, size_class);
+    // 3. The ladder.
+    if (block == nullptr) [[unlikely]] {
+      absl::StatusOr<Block*> climbed = a.AllocateSlow(place, size_class, request);
+      if (!climbed.ok()) return climbed.status();
+      block = *climbed;
+    }
+    SpinHold hold(shard.mutex);
+    crossed = a.HandOut(shard, block, request);
   }
-  SpinLockHolder lock(shard.mutex);
-  return a.HandOut(shard, block, request, now);
-}
-
-DevicePtr CachingAllocator::Impl::HandOut(Ledger::Shard& shard, Block* block, ChargeRequest& request, TimePoint now) {
-  request.address = DevicePtr(device, block->address.load(std::memory_order_relaxed));
-  block->charge = ledger_impl.Debit(shard, request, now);
-  block->front.store(FrontState::kInUse, std::memory_order_release);
+  if (crossed) [[unlikely]] a.ledger.Tell(shard);
   return request.address;
 }
 
-Block* CachingAllocator::Impl::TakeFromPool(StreamCache& cache, SizeClass size_class) {
-  Pool& pool = cache.pools->For(size_class.charged());
+bool CachingAllocator::Impl::HandOut(Ledger::Shard& shard, Block* block, ChargeRequest& request) {
+  request.address = DevicePtr(device, block->front.address.load(std::memory_order_relaxed));
+  // The time is taken with the block in hand: it is not before that of the free that gave it back.
+  block->front.charge = ledger.Debit(shard, request, upstream.now());
+  block->front.state.store(FrontState::kInUse, std::memory_order_release);
+  return !shard.crossings.empty();
+}
+
+Block* CachingAllocator::Impl::TakeFromPool(const Place& place, SizeClass size_class) {
+  if (place.pools->small == nullptr) return nullptr;  // ranges come with their memory: whole_ranges.cc
+  Pool& pool = place.pools->For(size_class.charged());
   PoolLock lock(pool);
-  for (Block* block = cache.TakeReturned(); block != nullptr;) pool.PutOrForward(std::exchange(block, block->next));
   Block* block = pool.Take(size_class);
-  if (block != nullptr) Adopt(block, cache, size_class);
+  if (block != nullptr) Welcome(block, place.cache);
   return block;
+}
+
+void CachingAllocator::Impl::Welcome(Block* block, StreamCache* cache) {
+  const uint64_t address = block->pool->address(*block).address();
+  block->front.home = block->size <= StreamCache::kLargest ? cache : nullptr;
+  if (block->front.address.load(std::memory_order_relaxed) == address) return;
+  block->front.address.store(address, std::memory_order_relaxed);
+  blocks.Set(address, block);
 }
 
 // ---- take back ---------------------------------------------------------------------------------------------------------
@@ -67,18 +92,72 @@ Block* CachingAllocator::Impl::TakeFromPool(StreamCache& cache, SizeClass size_c
 void CachingAllocator::Free(DevicePtr address) noexcept {
   if (address.is_null()) return;
   Impl& a = *impl_;
-  Block* block = a.blocks.Find(address.address());
-  if (block == nullptr || !Impl::Claim(block, address, FrontState::kFreeing)) [[unlikely]] return a.ReportMisuse(address, "Free");
-  const TimePoint now = a.upstream.now();
-  Ledger::Shard& shard = a.ledger_impl.MyShard();
-  if (block->used_elsewhere.load(std::memory_order_relaxed)) [[unlikely]] return a.FreePending(shard, block, now);
+  Block* block = a.Claim(address, FrontState::kFreeing);
+  if (block == nullptr) [[unlikely]] return a.ReportMisuse(address, "Free");
+  Ledger::Shard& shard = a.ledger.MyShard();
+  if (block->front.used_elsewhere.load(std::memory_order_relaxed)) [[unlikely]] return a.FreePending(shard, block);
 
-  StreamCache* const home = block->home;
+  StreamCache* const home = block->front.home;
+  const bool at_home = home != nullptr && &home->shard == &shard;
   {
-    SpinLockHolder lock(shard.mutex);
-    a.Settle(shard, block, now);
-    if (home != nullptr && &home->shard == &shard && home->Push(block, block->size)) return;
+    SpinHold hold(shard.mutex);
+    a.Uncharge(shard, block);
+    if (at_home && home->Push(block)) return;
   }
-  if (home != nullptr && &home->shard != &shard) return home->Return(block);
-  a.GiveBack(block);
+  if (home == nullptr || at_home) return a.GiveBack(block);
+  if (home->Return(block)) [[unlikely]] a.GiveBackList(home->TakeReturned());
 }
+
+void CachingAllocator::Impl::Uncharge(Ledger::Shard& shard, Block* block) {
+  const TimePoint now = upstream.now();
+  Charge::Entry* const charge = block->front.charge;
+  if (ThreadCaches* caches = CachesOf(shard)) caches->NoteFreed({block->front.address.load(std::memory_order_relaxed), charge->payer, charge->site});
+  block->freed_at = now.value();
+  block->front.charge = nullptr;
+  block->front.used_elsewhere.store(false, std::memory_order_relaxed);
+  block->front.state.store(FrontState::kIdle, std::memory_order_relaxed);
+  ledger.Complete(shard, charge, now);
+}
+
+void CachingAllocator::Impl::FreePending(Ledger::Shard& shard, Block* block) {
+  {
+    SpinHold hold(shard.mutex);
+    ledger.MakePending(shard, block->front.charge, upstream.now());
+    block->front.state.store(FrontState::kPending, std::memory_order_relaxed);
+  }
+  pending.Add(block);
+}
+
+void CachingAllocator::Impl::GiveBack(Block* block) { block->pool->PutOrDefer(block); }
+
+void CachingAllocator::Impl::GiveBackList(Block* list) {
+  while (list != nullptr) GiveBack(std::exchange(list, list->front.next));
+}
+
+absl::StatusOr<Buffer> CachingAllocator::Allocate(Bytes size, Stream stream, SiteId site, PoolId pool) noexcept {
+  absl::StatusOr<DevicePtr> block = AllocateRaw(size, stream, site, pool);
+  if (!block.ok()) return block.status();
+  return block->is_null() ? Buffer() : Buffer(this, *block, size);
+}
+
+// ---- buffers -----------------------------------------------------------------------------------------------------------
+
+Buffer::Buffer(Buffer&& other) noexcept : allocator_(other.allocator_), ptr_(other.ptr_), size_(other.size_) {
+  other.allocator_ = nullptr;
+}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  if (this != &other) {
+    Reset();
+    allocator_ = std::exchange(other.allocator_, nullptr);
+    ptr_ = other.ptr_;
+    size_ = other.size_;
+  }
+  return *this;
+}
+
+void Buffer::Reset() {
+  if (allocator_ != nullptr) std::exchange(allocator_, nullptr)->Free(ptr_);
+}
+
+}  // namespace gpuledger

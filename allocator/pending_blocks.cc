@@ -22,11 +22,15 @@ void PendingBlocks::NoteUse(Block* block, StreamKey stream) {
 void PendingBlocks::Add(Block* block) {
   MutexLock lock(mutex_);
   const auto users = users_.find(block);
-  for (const StreamKey& stream : users->second) unfenced_.push_back({stream, block});
-  block->fences = static_cast<uint32_t>(users->second.size());
-  users_.erase(users);
   blocks_ += 1;
+  block->front.fences = 1;  // until all its own are counted
+  for (const StreamKey& stream : users->second) {
+    unfenced_.push_back({stream, block, next_wanted_++});
+    block->front.fences += 1;
+  }
+  users_.erase(users);
   TryFences();
+  PassOne(block, done_);
 }
 
 void PendingBlocks::TryFences() {
@@ -42,7 +46,7 @@ void PendingBlocks::TryFences() {
 }
 
 void PendingBlocks::PassOne(Block* block, std::vector<Block*>& passed) {
-  if (--block->fences > 0) return;
+  if (--block->front.fences > 0) return;
   passed.push_back(block);
   blocks_ -= 1;
 }
@@ -67,6 +71,7 @@ void PendingBlocks::TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>
 std::vector<Block*> PendingBlocks::TakePassed() {
   std::vector<Block*> passed;
   MutexLock lock(mutex_);
+  passed.swap(done_);
   if (blocks_ == 0) return passed;
   TryFences();
   for (auto& [stream, queue] : queues_) TakePassedOf(queue, passed);
@@ -74,26 +79,62 @@ std::vector<Block*> PendingBlocks::TakePassed() {
   return passed;
 }
 
-absl::Status PendingBlocks::Wait(std::vector<Block*>& passed) {
+absl::Status PendingBlocks::Wait() {
+  std::vector<FenceId> last;  // of each stream: with it all before it have passed
+  bool unfenced = false;
+  {
+    MutexLock lock(mutex_);
+    TryFences();
+    for (const auto& [stream, queue] : queues_) last.push_back(queue.back().fence);
+    unfenced = !unfenced_.empty();
+  }
+  // Nothing is held here: the work that is waited for may itself wait for a thread that frees a block. A fence that another
+  // thread drops meanwhile has passed.
+  absl::Status first_failure;
+  for (const FenceId fence : last) {
+    const absl::Status waited = upstream_.WaitFence(fence);
+    if (!absl::IsFailedPrecondition(waited)) first_failure.Update(waited);  // one bad stream does not keep the others waiting
+  }
+  if (unfenced) first_failure.Update(WaitForUnfenced());
+  return first_failure;
+}
+
+absl::Status PendingBlocks::WaitForUnfenced() {
+  uint64_t before = 0;
+  {
+    MutexLock lock(mutex_);
+    for (const Unfenced& wanted : unfenced_) {
+      if (upstream_.Capturing(wanted.stream.stream)) {
+        return absl::FailedPreconditionError("a stream that uses pending blocks is being captured into a graph");
+      }
+    }
+    before = next_wanted_;
+  }
+  if (absl::Status status = upstream_.Synchronize(); !status.ok()) return status;
   MutexLock lock(mutex_);
-  if (blocks_ == 0) return absl::OkStatus();
-  TryFences();
-  absl::Status first_failure;  // one bad stream keeps its own blocks pending, not those of others
-  for (auto& [stream, queue] : queues_) {
-    if (queue.empty()) continue;
-    first_failure.Update(upstream_.WaitFence(queue.back().fence));
-    TakePassedOf(queue, passed);
-  }
-  std::erase_if(queues_, [](const auto& q) { return q.second.empty(); });
-  if (!unfenced_.empty()) {
-    // No fence could be had on their streams: when the whole device is done, so are they.
-    if (absl::Status status = upstream_.Synchronize(); !status.ok()) return status;
-    for (const Unfenced& wanted : unfenced_) PassOne(wanted.block, passed);
-    unfenced_.clear();
-  }
-  if (blocks_ == 0) return absl::OkStatus();
-  if (!first_failure.ok()) return first_failure;
-  return absl::InternalError(fmt::format("{} block(s) stay pending: their fences were waited for and have not passed", blocks_));
+  std::erase_if(unfenced_, [&](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    if (wanted.number >= before) return false;
+    PassOne(wanted.block, done_);
+    return true;
+  });
+  return absl::OkStatus();
+}
+
+void PendingBlocks::Forget(StreamKey stream) {
+  MutexLock lock(mutex_);
+  for (auto& [block, users] : users_) std::erase(users, stream);
+  std::erase_if(unfenced_, [&](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    if (wanted.stream != stream) return false;
+    PassOne(wanted.block, done_);
+    return true;
+  });
+}
+
+bool PendingBlocks::AnyCapturing() const {
+  MutexLock lock(mutex_);
+  const auto capturing = [this](const StreamKey& stream) { return upstream_.Capturing(stream.stream); };
+  return std::any_of(unfenced_.begin(), unfenced_.end(), [&](const Unfenced& wanted) { return capturing(wanted.stream); }) ||
+         std::any_of(queues_.begin(), queues_.end(), [&](const auto& queue) { return capturing(queue.first); });
 }
 
 size_t PendingBlocks::size() const {

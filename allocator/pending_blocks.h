@@ -16,7 +16,7 @@
 
 #include "block.h"
 #include "gpuledger/upstream.h"
-#include "stream_key.h"
+#include "stream_use.h"
 #include "sync.h"
 
 namespace gpuledger {
@@ -34,9 +34,13 @@ class PendingBlocks {
   void Add(Block* block) GPULEDGER_EXCLUDES(mutex_);
   // Takes out the blocks whose fences have passed. Never waits.
   [[nodiscard]] std::vector<Block*> TakePassed() GPULEDGER_EXCLUDES(mutex_);
-  // Waits for all of them, and takes them out. Synchronises the device if a fence could not be recorded. An error names
-  // what could not be waited for; those blocks stay.
-  absl::Status Wait(std::vector<Block*>& passed) GPULEDGER_EXCLUDES(mutex_);
+  // Waits for all that is pending now; TakePassed has it then. Holds no lock meanwhile. Synchronises the device if a fence
+  // could not be recorded. An error says what could not be waited for; those blocks stay.
+  absl::Status Wait() GPULEDGER_EXCLUDES(mutex_);
+  // All work of `stream` is done, and it is about to be destroyed.
+  void Forget(StreamKey stream) GPULEDGER_EXCLUDES(mutex_);
+  // Whether a stream that pending blocks wait for is being captured.
+  [[nodiscard]] bool AnyCapturing() const GPULEDGER_EXCLUDES(mutex_);
 
   [[nodiscard]] size_t size() const GPULEDGER_EXCLUDES(mutex_);
 
@@ -50,8 +54,10 @@ class PendingBlocks {
   struct Unfenced {
     StreamKey stream;
     Block* block;
+    uint64_t number;  // in the order of their coming
   };
 
+  absl::Status WaitForUnfenced() GPULEDGER_EXCLUDES(mutex_);
   void TryFences() GPULEDGER_REQUIRES(mutex_);
   void TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
   void PassOne(Block* block, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
@@ -61,6 +67,8 @@ class PendingBlocks {
   absl::flat_hash_map<Block*, std::vector<StreamKey>> users_ GPULEDGER_GUARDED_BY(mutex_);  // of blocks in use
   std::vector<std::pair<StreamKey, std::deque<Waiting>>> queues_ GPULEDGER_GUARDED_BY(mutex_);
   std::vector<Unfenced> unfenced_ GPULEDGER_GUARDED_BY(mutex_);
+  uint64_t next_wanted_ GPULEDGER_GUARDED_BY(mutex_) = 0;
+  std::vector<Block*> done_ GPULEDGER_GUARDED_BY(mutex_);  // passed, not yet taken out
   size_t blocks_ GPULEDGER_GUARDED_BY(mutex_) = 0;
 };
 

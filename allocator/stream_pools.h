@@ -1,33 +1,24 @@
 // allocator/stream_pools.h - the two pools of one stream: requests up to 256 KiB, and larger ones, each with addresses of its own.
 //
-// Beside them: blocks freed by threads that did not get the pool's lock at once. They wait in a list, added to with one
-// compare-and-swap, and the next thread that holds the lock puts them back first. So a free never waits.
+// Where ranges come with their memory there are no such pools: `small` and `large` are null, and a stream's blocks lie in
+// as many whole ranges as it needed (whole_ranges.cc). When a stream is retired its pools go to the next new stream, with
+// the thread caches that were theirs.
 #pragma once
 
-#include <atomic>
-#include <memory>
-
 #include "pool.h"
-#include "stream_key.h"
+#include "stream_use.h"
 
 namespace gpuledger {
 
-class StreamPools {
- public:
-  StreamPools(StreamKey key, PoolId id, std::unique_ptr<Pool> small, std::unique_ptr<Pool> large)
-      : key_(key), id_(id), small_(std::move(small)), large_(std::move(large)) {}
+struct StreamPools {
+  StreamUse use;
+  Pool* small = nullptr;
+  Pool* large = nullptr;
+  bool retired = false;  // to be used again for another stream; guarded by growth
 
-  [[nodiscard]] Stream stream() const { return key_.stream; }
-  [[nodiscard]] const StreamKey& key() const { return key_; }
-  [[nodiscard]] PoolId id() const { return id_; }  // kSharedPool, or a private pool
-  [[nodiscard]] Pool& small() const { return *small_; }
-  [[nodiscard]] Pool& large() const { return *large_; }
-  [[nodiscard]] Pool& For(Bytes charged) const { return charged <= Pool::kLargestSmall ? *small_ : *large_; }
-
- private:
-  const StreamKey key_;
-  const PoolId id_;
-  const std::unique_ptr<Pool> small_, large_;
+  [[nodiscard]] Pool& For(Bytes charged) const { return charged <= Pool::kLargestSmall ? *small : *large; }
+  // The other one: what it has free serves too before a request fails.
+  [[nodiscard]] Pool& Beside(Bytes charged) const { return charged <= Pool::kLargestSmall ? *large : *small; }
 };
 
 }  // namespace gpuledger

@@ -24,6 +24,7 @@
 #define GPULEDGER_ACQUIRE(...) GPULEDGER_THREAD_ANNOTATION(acquire_capability(__VA_ARGS__))
 #define GPULEDGER_RELEASE(...) GPULEDGER_THREAD_ANNOTATION(release_capability(__VA_ARGS__))
 #define GPULEDGER_TRY_ACQUIRE(...) GPULEDGER_THREAD_ANNOTATION(try_acquire_capability(__VA_ARGS__))
+#define GPULEDGER_RETURN_CAPABILITY(mutex) GPULEDGER_THREAD_ANNOTATION(lock_returned(mutex))
 #define GPULEDGER_NO_THREAD_SAFETY_ANALYSIS GPULEDGER_THREAD_ANNOTATION(no_thread_safety_analysis)
 
 namespace gpuledger {

@@ -1,15 +1,32 @@
 #include "thread_cache.h"
 
 namespace gpuledger {
+namespace {
+
+void Prepend(Block*& list, Block* block) {
+  block->front.next = list;
+  list = block;
+}
+
+}  // namespace
+
+Block* StreamCache::Collect() {
+  Block* left_over = nullptr;
+  for (Block* block = TakeReturned(); block != nullptr;) {
+    Block* const next = block->front.next;
+    if (!Push(block)) Prepend(left_over, block);
+    block = next;
+  }
+  return left_over;
+}
 
 Block* StreamCache::TakeAll() {
   Block* all = TakeReturned();
   for (size_t i = 0; i < kSizes && bytes > 0; ++i) {
     while (Block* block = lists[i]) {
-      lists[i] = block->next;
+      lists[i] = block->front.next;
       bytes -= block->size.count();
-      block->next = all;
-      all = block;
+      Prepend(all, block);
     }
     counts[i] = 0;
   }
@@ -24,10 +41,9 @@ StreamCache* ThreadCaches::FindSlow(Stream stream, PoolId pool) const {
 }
 
 StreamCache& ThreadCaches::Make(Ledger::Shard& shard, StreamPools& pools) {
-  for (const auto& cache : all_) {  // one of a stream that is gone serves again: blocks that still call it home are of another pool
-    if (!cache->retired.load(std::memory_order_relaxed) || cache->bytes > 0) continue;
-    cache->pools = &pools;
-    cache->retired.store(false, std::memory_order_relaxed);
+  for (const auto& cache : all_) {
+    if (cache->pools != &pools) continue;  // it served the stream that had these pools before
+    cache->retired.store(false, std::memory_order_release);
     return *(last_ = cache.get());
   }
   return *(last_ = all_.emplace_back(std::make_unique<StreamCache>(shard, pools)).get());

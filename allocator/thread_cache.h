@@ -29,6 +29,8 @@ struct StreamCache {
   static constexpr size_t kSizes = kLargest / SizeClass::kGranule;
 
   StreamCache(Ledger::Shard& its_shard, StreamPools& its_pools) : shard(its_shard), pools(&its_pools) {}
+  StreamCache(const StreamCache&) = delete;
+  StreamCache& operator=(const StreamCache&) = delete;
 
   static size_t Index(Bytes charged) { return charged / SizeClass::kGranule - 1; }
 
@@ -37,39 +39,47 @@ struct StreamCache {
     const size_t i = Index(charged);
     Block* block = lists[i];
     if (block == nullptr) return nullptr;
-    lists[i] = block->next;
+    lists[i] = block->front.next;
     counts[i] -= 1;
     bytes -= charged.count();
     used = true;
     return block;
   }
-  // False if the block must go to its pool instead: this size, or the cache, is full, or it is of another stream.
-  bool Push(Block* block, Bytes charged) {
+  // False if the block must go to its pool instead: this size, or the cache, is full, or the stream is gone.
+  bool Push(Block* block) {
+    const Bytes charged = block->size;
     const size_t i = Index(charged);
     if ((counts[i] + 1u) * charged.count() > kOfOneSize.count() || bytes + charged.count() > kInAll.count()) return false;
-    if (block->pool != &pools->small() || retired.load(std::memory_order_relaxed)) return false;
-    block->next = lists[i];
+    if (retired.load(std::memory_order_relaxed)) return false;
+    block->front.next = lists[i];
     lists[i] = block;
     counts[i] += 1;
     bytes += charged.count();
     return true;
   }
-  // Any thread, without a lock.
-  void Return(Block* block) {
+  // Any thread, without a lock. True if so much lies here by now that the caller takes it to the pools (TakeReturned).
+  bool Return(Block* block) {
+    const auto size = static_cast<uint32_t>(block->size.count());
     Block* first = returned.load(std::memory_order_relaxed);
+    uint32_t bytes_here = size;
     do {
-      block->next = first;
-    } while (!returned.compare_exchange_weak(first, block, std::memory_order_release, std::memory_order_relaxed));
+      bytes_here = size + (first == nullptr ? 0 : first->front.list_bytes.load(std::memory_order_relaxed));
+      block->front.next = first;
+      block->front.list_bytes.store(bytes_here, std::memory_order_relaxed);
+    } while (!returned.compare_exchange_weak(first, block, std::memory_order_acq_rel, std::memory_order_relaxed));
+    return bytes_here > kInAll.count() || retired.load(std::memory_order_relaxed);
   }
-  // What other threads have returned, as a list.
+  // What other threads have returned, as a list. Any thread.
   Block* TakeReturned() {
     return returned.load(std::memory_order_relaxed) == nullptr ? nullptr : returned.exchange(nullptr, std::memory_order_acquire);
   }
+  // Takes in what other threads have returned; what does not fit, as a list.
+  Block* Collect();
   // Everything it keeps, returned blocks too, as a list.
   Block* TakeAll();
 
   Ledger::Shard& shard;
-  StreamPools* pools;
+  StreamPools* const pools;
   std::array<Block*, kSizes> lists{};
   std::array<uint8_t, kSizes> counts{};
   uint64_t bytes = 0;
@@ -87,7 +97,7 @@ class ThreadCaches final : public ShardExtension {
     if (last_ != nullptr && Serves(*last_, stream, pool)) return last_;
     return FindSlow(stream, pool);
   }
-  // Requires: the shard's lock; the thread itself only.
+  // Requires: the shard's lock and growth; the thread itself only.
   StreamCache& Make(Ledger::Shard& shard, StreamPools& pools);
   [[nodiscard]] const std::vector<std::unique_ptr<StreamCache>>& all() const { return all_; }
 
@@ -101,8 +111,11 @@ class ThreadCaches final : public ShardExtension {
   [[nodiscard]] const Freed* FindFreed(uint64_t address) const;
 
  private:
+  // The key of a cache's pools changes only while the cache is retired.
   static bool Serves(const StreamCache& cache, Stream stream, PoolId pool) {
-    return cache.pools->stream().raw() == stream.raw() && cache.pools->id() == pool && !cache.retired.load(std::memory_order_relaxed);
+    if (cache.retired.load(std::memory_order_acquire)) return false;
+    const StreamUse& use = cache.pools->use;
+    return use.key.stream.raw() == stream.raw() && use.id == pool && (!stream.per_thread() || use.key.reachable());
   }
   [[nodiscard]] StreamCache* FindSlow(Stream stream, PoolId pool) const;
 

@@ -271,6 +271,12 @@ absl::Status CudaUpstream::Synchronize() {
   absl::Status status = state_->Said(result, "cuCtxSynchronize", "Synchronize");
   return result == cuda::kStreamCaptureUnsupported ? absl::FailedPreconditionError(status.message()) : status;
 }
+bool CudaUpstream::Capturing(Stream stream) const {
+  const cuda::Inside inside(*state_->context);
+  cuda::CaptureStatus status = cuda::kCaptureNone;
+  const cuda::Result result = inside.ok() ? state_->driver().cuStreamIsCapturing(stream.raw(), &status) : cuda::kSuccess;
+  return result == cuda::kStreamCaptureImplicit || (result == cuda::kSuccess && status != cuda::kCaptureNone);
+}
 void CudaUpstream::DropFence(FenceId fence) { state_->fences.Drop(fence); }
 std::vector<FenceId> CudaUpstream::PassedFences(std::span<const FenceId> fences) {
   return state_->fences.Passed(fences);

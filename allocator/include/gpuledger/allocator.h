@@ -174,12 +174,14 @@ class GPULEDGER_EXPORT CachingAllocator {
   [[nodiscard]] const Ledger& ledger() const;
   // The statistics page: the equations of DESIGN section 3 with their figures, then the owners.
   [[nodiscard]] std::string Report() const;
-  // The equations and the structure behind them, recomputed; kInternal names what does not hold.
+  // The equations and the structure behind them, recomputed; kInternal names what does not hold. Call it while no other
+  // thread is inside the allocator: a block between two hands is in none.
   [[nodiscard]] absl::Status CheckInvariants() const;
 
   // What the library does around each fork(), for every allocator.
   void LockForFork();
   void UnlockAfterFork();
+  void ForgetOtherThreads();  // in the child
 
   struct Impl;  // the library's own (allocator_impl.h)
 

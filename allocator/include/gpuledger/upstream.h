@@ -85,6 +85,9 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   // Blocks the calling thread until all work is done that was queued on the device before: every fence recorded by then has
   // passed. kFailedPrecondition while a stream of the device is being captured.
   virtual absl::Status Synchronize() = 0;
+  // Whether `stream` is being captured into a graph (or, for the default stream, one that synchronises with it): what
+  // forbids Synchronize. Never blocks.
+  [[nodiscard]] virtual bool Capturing(Stream) const { return false; }
   // Those of `fences` that have passed, in the order given: PollFence for many at once, and cheaper where one answer tells
   // of others. A fence that cannot be polled is not among them.
   [[nodiscard]] virtual std::vector<FenceId> PassedFences(std::span<const FenceId> fences);
