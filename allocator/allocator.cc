@@ -28,11 +28,11 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   const Payer payer = CurrentPayer();
 
   MutexLock lock(a.mutex);
-  absl::StatusOr<Pool*> pool = a.PoolOf(stream);
+  absl::StatusOr<Pool*> pool = a.mapping ? a.PoolOf(stream, size_class) : nullptr;
   if (!pool.ok()) return pool.status();
-  Block* block = (*pool)->Take(size_class);
+  Block* block = a.Take(stream, *pool, size_class);
   if (block == nullptr) [[unlikely]] {
-    absl::StatusOr<Block*> slow = a.AllocateSlow(**pool, size_class, size, payer);
+    absl::StatusOr<Block*> slow = a.AllocateSlow(stream, *pool, size_class, size, payer);
     if (!slow.ok()) return slow.status();
     block = *slow;
   }
@@ -125,10 +125,11 @@ absl::StatusOr<LiveAllocation> CachingAllocator::Find(DevicePtr address) const {
 }
 
 const Block* CachingAllocator::Impl::BlockHolding(DevicePtr address) const {
-  for (const Pool* pool : pool_order) {
+  for (const std::unique_ptr<Pool>& pool : placement.pools()) {
     const Range range = pool->range();
     if (address.address() < range.base.address() || address.address() - range.base.address() >= range.size.count()) continue;
     const Bytes offset = address - range.base;
+    MutexLock lock(pool->mutex);
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       if (offset < b->end()) return b;
     }
@@ -151,7 +152,7 @@ void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view ca
                        f.site == kNoSite ? "" : ", allocated at ", SiteName(f.site));
   }
   if (what.empty() && block == nullptr) what = "this allocator never handed it out";
-  if (what.empty() && block->free_space()) what = "no block in use is there";
+  if (what.empty() && !block->taken()) what = "no block in use is there";
   if (what.empty()) {
     what = fmt::format("it points {} into a block of {}", ToString(address - block->pool->address(*block)), ToString(block->size));
   }
@@ -164,7 +165,9 @@ void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view ca
 
 void CachingAllocator::Impl::Complete(Block* block) {
   index.erase(block->pool->address(*block).address());
-  block->pool->Put(block);  // the charge dies with the state: recorded before the block can be taken again
+  block->state.emplace<Idle>();  // the charge dies with the state: recorded before the block can be taken again
+  MutexLock lock(block->pool->mutex);
+  block->pool->Put(block, upstream.now().value());
 }
 
 void CachingAllocator::Impl::RecordFences(Pending& block) {
@@ -226,22 +229,16 @@ absl::Status CachingAllocator::Settle() {
 
 // ---- what it says of itself ------------------------------------------------------------------------------------------------
 
-Bytes CachingAllocator::Impl::reserved() const {
-  Bytes sum;
-  for (const Pool* pool : pool_order) sum += granule * pool->mapped_granules();
-  return sum;
-}
-
 Totals CachingAllocator::Impl::totals() const {
   Totals t;
   const Usage usage = ledger.usage();
-  t.reserved = reserved();
+  t.reserved = placement.reserved();
   t.in_use = usage.in_use;
   t.pending = usage.pending;
   t.cached = t.reserved - t.in_use - t.pending;
   t.cap = options.cap;
-  t.peak_reserved = peak_reserved;
-  t.upstream_calls = upstream_calls;
+  t.peak_reserved = placement.peak_reserved();
+  t.upstream_calls = placement.upstream_calls();
   return t;
 }
 

@@ -14,11 +14,13 @@ absl::Status CachingAllocator::Impl::Check() const {
   if (absl::Status s = ledger.CheckInvariants(); !s.ok()) return s;
   Bytes in_use, pending_bytes, cached;
   size_t pending_blocks = 0, live_blocks = 0;
-  for (const Pool* pool : pool_order) {
-    if (absl::Status s = pool->Check(); !s.ok()) return s;
+  if (absl::Status s = placement.Check(); !s.ok()) return s;
+  for (const std::unique_ptr<Pool>& pool : placement.pools()) {
+    MutexLock lock(pool->mutex);
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       if (b->cached()) cached += b->size;
-      if (b->free_space()) continue;
+      if (!b->taken()) continue;
+      if (std::holds_alternative<Idle>(b->state)) return absl::InternalError("a taken block is neither in use nor pending");
       ++live_blocks;
       const auto* as_pending = std::get_if<Pending>(&b->state);
       const LiveAllocation charge = as_pending ? as_pending->charge.info() : std::get<InUse>(b->state).charge.info();
@@ -40,22 +42,23 @@ absl::Status CachingAllocator::Impl::Check() const {
     return absl::InternalError(fmt::format("in_use {} and pending {} of the ledger; the blocks sum to {} and {}", ToString(usage.in_use),
                                            ToString(usage.pending), ToString(in_use), ToString(pending_bytes)));
   }
-  if (reserved() != in_use + pending_bytes + cached) {
-    return absl::InternalError(fmt::format("reserved {} is not in_use {} + pending {} + cached {}", ToString(reserved()), ToString(in_use),
+  if (placement.reserved() != in_use + pending_bytes + cached) {
+    return absl::InternalError(fmt::format("reserved {} is not in_use {} + pending {} + cached {}", ToString(placement.reserved()), ToString(in_use),
                                            ToString(pending_bytes), ToString(cached)));
   }
-  if (peak_reserved < reserved()) return absl::InternalError("the peak of reserved is below reserved");
   return absl::OkStatus();
 }
 
 std::vector<SegmentInfo> CachingAllocator::segments() const {
   MutexLock lock(impl_->mutex);
   std::vector<SegmentInfo> segments;
-  for (const Pool* pool : impl_->pool_order) {
+  for (const std::unique_ptr<Pool>& pool : impl_->placement.pools()) {
+    MutexLock pool_lock(pool->mutex);
     SegmentInfo segment{pool->range(), pool->stream(), {}};
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       BlockInfo info{pool->address(*b), b->size, BlockState::kCached, {}};
-      if (b->unmapped()) info.state = BlockState::kUnmapped;
+      if (b->unmapped() && b->right == nullptr) break;  // the open end
+      if (b->unmapped() || b->space == Space::kDead) info.state = BlockState::kUnmapped;
       if (const auto* in_use = std::get_if<InUse>(&b->state)) {
         info.state = BlockState::kInUse;
         info.charge.push_back(in_use->charge.info());

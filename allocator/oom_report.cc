@@ -41,17 +41,19 @@ std::string OwnerLines(const std::vector<OwnerUsage>& rows, uint64_t limit) {
 
 }  // namespace
 
-std::string CachingAllocator::Impl::OutOfMemoryReport(const Pool& pool, Bytes requested, Payer payer, std::string_view why) const {
+std::string CachingAllocator::Impl::OutOfMemoryReport(Stream stream, Bytes requested, Payer payer, std::string_view why) const {
   const Totals t = totals();
   Bytes largest, stranded;
-  for (const Pool* p : pool_order) {
+  for (const std::unique_ptr<Pool>& p : placement.pools()) {
+    MutexLock lock(p->mutex);
     for (const Block* b = p->first(); b != nullptr; b = b->right) {
       if (!b->cached()) continue;
-      if (p->stream() == pool.stream()) largest = std::max(largest, b->size);
+      if (p->stream() == stream) largest = std::max(largest, b->size);
       stranded += b->size;
     }
-    stranded -= granule * SpareGranules(*p);
+    stranded -= p->spare();
   }
+  const Shortage shortage = mapping ? placement.shortage() : whole_range_shortage;
   const Bytes charged = SizeClass::For(requested).charged();
   std::string text = fmt::format("out of memory on device {} ({}): {} for {} [{}] could not be had: {}\n", ledger.device().value(), upstream.name(),
                                  Human(requested), OwnerName(payer.owner), RoleName(payer.role), why);

@@ -134,17 +134,18 @@ class Pool {
   Block* Split(Block* block, Bytes low_size);  // the high part, in the same space, in no bin
   Block* MergeWithRight(Block* block);
   void InsertBin(Block* block);
-  void RemoveBin(Block* block);
-  // `changed` takes the bin entry of a block that was in bin `old_bin`, at `index`.
-  void ReplaceBin(size_t old_bin, size_t index, Block* changed);
+  void EraseBin(size_t bin, size_t index);
+  void RemoveBin(const Block* block);
+  // `changed` takes the place of the entry at `index` of `bin`: it lies between the same neighbours.
+  void ReplaceBin(size_t bin, size_t index, Block* changed);
   // The cached block that holds all of the extent; null if none does.
   [[nodiscard]] Block* CachedHolding(Extent extent) const;
-  // The cached block, in its bin, loses all but the extent, which is in no bin and keeps its space.
+  // The cached block, in its bin, loses all but the extent, which is in no bin.
   Block* CutOut(Block* block, Extent extent);
   // The unmapped block that holds `offset`.
   [[nodiscard]] Block* UnmappedHolding(Bytes offset) const;
   void BecomeUnmapped(Block* block);  // and merge
-  // The best window of one run of cached and unmapped blocks that holds `inside`, which is unmapped; the run's end.
+  // Improves `best` by the run of cached and unmapped blocks around `inside`, which is unmapped; the run's end.
   Bytes SearchRun(const Block* inside, Bytes size, std::optional<Window>& best) const;
 
   const Stream stream_;

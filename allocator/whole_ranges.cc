@@ -36,8 +36,9 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(Stream st
 }
 
 Block* CachingAllocator::Impl::TakeFromWholeRanges(Stream stream, SizeClass size_class) {
-  for (Pool* pool : pool_order) {
+  for (const std::unique_ptr<Pool>& pool : placement.pools()) {
     if (pool->stream() != stream) continue;
+    MutexLock lock(pool->mutex);
     if (Block* block = pool->Take(size_class)) return block;
   }
   return nullptr;
@@ -45,8 +46,8 @@ Block* CachingAllocator::Impl::TakeFromWholeRanges(Stream stream, SizeClass size
 
 absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(Stream stream, SizeClass size_class) {
   const Bytes needed = size_class.charged().RoundUpTo(granule);
-  const Bytes held = reserved();
-  shortage = Shortage::kCap;
+  const Bytes held = placement.reserved();
+  whole_range_shortage = Shortage::kCap;
   if (held > options.cap || needed > options.cap - held) {
     return absl::ResourceExhaustedError(fmt::format("the cap is {}", ToString(options.cap)));
   }
@@ -54,50 +55,43 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(Stream stream, SizeClass
   for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granule));;
        size = std::max(needed, (size / 2u).RoundUpTo(granule))) {
     if (size <= options.cap - held) {
-      ++upstream_calls;
+      placement.CountUpstreamCall();
       range = upstream.Reserve(size);
     }
     if (range.ok() || size == needed || !absl::IsResourceExhausted(range.status())) break;
   }
-  shortage = Shortage::kUpstream;
+  whole_range_shortage = Shortage::kUpstream;
   if (!range.ok()) return range.status();
 
-  Pool* pool = whole_pools.emplace_back(std::make_unique<Pool>(stream, *range, granule, store)).get();
-  pool_order.push_back(pool);
-  for (uint64_t g = 0; g < range->size / granule; ++g) pool->NoteMapped(g, HandleId(g + 1));  // no handle has this id
-  peak_reserved = std::max(peak_reserved, reserved());
-  Record record;
-  record.kind = RecordKind::kMapped;
-  record.charged = range->size;
-  record.address = range->base.address();
-  record.stream = stream.raw();
-  ledger.Note(record);
+  if (range->size > Bin::kLongestRange) {
+    upstream.Unreserve(*range).IgnoreError();
+    return absl::ResourceExhaustedError("the request is longer than any range");
+  }
+  Pool* pool = placement.AdoptWholeRange(stream, *range);
+  MutexLock lock(pool->mutex);
   return pool->Take(size_class);
 }
 
 bool CachingAllocator::Impl::GiveBackRanges(Bytes target) {
-  const size_t before = whole_pools.size();
-  std::erase_if(whole_pools, [&](const std::unique_ptr<Pool>& pool) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-    if (SpareGranules(*pool) == 0 || reserved() <= target || !WaitForStream(pool->stream()).ok()) return false;
-    const Range range = pool->range();
-    ++upstream_calls;
-    if (!upstream.Unreserve(range).ok()) return false;
-    for (uint64_t g = pool->mapped_granules(); g > 0; --g) pool->NoteUnmapped(g - 1);
-    std::erase(pool_order, pool.get());
-    Record record;
-    record.kind = RecordKind::kUnmapped;
-    record.charged = range.size;
-    record.address = range.base.address();
-    record.stream = pool->stream().raw();
-    ledger.Note(record);
-    return true;
-  });
-  return whole_pools.size() < before;
+  std::vector<Pool*> spare;
+  for (const std::unique_ptr<Pool>& pool : placement.pools()) {
+    if (!Spare(*pool).is_zero()) spare.push_back(pool.get());
+  }
+  bool any = false;
+  for (Pool* pool : spare) {
+    if (placement.reserved() <= target) break;
+    if (!placement.WaitForStream(pool->stream()).ok()) continue;
+    placement.CountUpstreamCall();
+    if (!upstream.Unreserve(pool->range()).ok()) continue;
+    placement.ForgetWholeRange(pool);
+    any = true;
+  }
+  return any;
 }
 
-uint64_t CachingAllocator::Impl::SpareGranules(const Pool& pool) const {
-  const uint64_t spare = pool.DonorGranules(Bytes(), Bytes()).size();
-  return mapping || spare == pool.mapped_granules() ? spare : 0;
+Bytes CachingAllocator::Impl::Spare(const Pool& pool) const {
+  MutexLock lock(pool.mutex);
+  return pool.spare();
 }
 
 }  // namespace gpuledger
