@@ -16,40 +16,42 @@ namespace gpuledger {
 class Bin {
  public:
   // Offsets fit if a range is at most this long.
-  static constexpr Bytes kLongestRange = Bytes(uint64_t{1} << 46);
+  static constexpr Bytes kLongestRange = Bytes(uint64_t{1} << 45);
+
+  static constexpr size_t kNone = ~size_t{0};
 
   [[nodiscard]] bool empty() const { return entries_.empty(); }
-  [[nodiscard]] Block* lowest() const { return entries_.back().block; }
+  [[nodiscard]] size_t size() const { return entries_.size(); }
+  [[nodiscard]] Block* At(size_t index) const { return entries_[index].block; }
 
-  // The lowest-addressed block of at least `size`; null if there is none.
-  [[nodiscard]] Block* LowestThatFits(Bytes size) const {
+  // The lowest-addressed block of at least `size`; kNone if there is none.
+  [[nodiscard]] size_t LowestThatFits(Bytes size) const {
     const uint64_t wanted = std::min(size / SizeClass::kGranule, kSizeMask);
     for (size_t i = entries_.size(); i-- > 0;) {
-      if ((entries_[i].key & kSizeMask) >= wanted && (wanted < kSizeMask || entries_[i].block->size >= size)) return entries_[i].block;
+      if ((entries_[i].key & kSizeMask) >= wanted && (wanted < kSizeMask || entries_[i].block->size >= size)) return i;
     }
-    return nullptr;
+    return kNone;
   }
   // The block with the highest offset that is at most `offset`; null if there is none.
   [[nodiscard]] Block* LastUpTo(Bytes offset) const {
     const size_t i = FirstBelow(((offset / SizeClass::kGranule) << kSizeBits | kSizeMask) + 1);
     return i == entries_.size() ? nullptr : entries_[i].block;
   }
+  // Of a block that is here, with the offset and size that it was inserted with.
+  [[nodiscard]] size_t IndexOf(const Block& block) const { return FirstBelow(KeyOf(block)) - 1; }
 
   void Insert(Block* block) {
     const uint64_t key = KeyOf(*block);
     entries_.insert(entries_.begin() + static_cast<std::ptrdiff_t>(FirstBelow(key)), Entry{key, block});
   }
-  // The block's offset and size are those it was inserted with.
-  void Remove(const Block* block) { entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(IndexOf(*block))); }
-  // `now` stands in the place of `then`, between the same neighbours; `then` still has the offset and size of its entry.
-  [[nodiscard]] size_t IndexOf(const Block& block) const { return FirstBelow(KeyOf(block)) - 1; }
+  void EraseAt(size_t index) { entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(index)); }
+  // `block` lies between the same neighbours as the one that was there.
   void ReplaceAt(size_t index, Block* block) { entries_[index] = Entry{KeyOf(*block), block}; }
 
   [[nodiscard]] bool Holds(const Block& block) const {
     const size_t i = FirstBelow(KeyOf(block));
     return i > 0 && entries_[i - 1].block == &block && entries_[i - 1].key == KeyOf(block);
   }
-  [[nodiscard]] size_t size() const { return entries_.size(); }
   [[nodiscard]] bool Sorted() const {
     return std::is_sorted(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) { return a.key > b.key; });
   }

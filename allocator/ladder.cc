@@ -78,7 +78,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Grow(const Place& place, SizeClas
   }
   const Usage live = ExactUsage();
   absl::StatusOr<Block*> grown =
-      placement.Grow(place.pools->For(size_class.charged()), size_class.charged(), live.in_use + live.pending, live.peak, options.cap);
+      placement.Grow(place.pools->For(size_class.charged()), size_class, live.in_use + live.pending, live.peak, options.cap);
   if (grown.ok()) Welcome(*grown, place.cache);
   return grown;
 }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,6 +21,7 @@
 #include "bin.h"
 #include "block.h"
 #include "gpuledger/upstream.h"
+#include "stream_use.h"
 #include "sync.h"
 
 namespace gpuledger {
@@ -77,11 +79,15 @@ class Pool {
   static constexpr Bytes kLargestSmall = Bytes(uint64_t{256} << 10);
 
   // `range.size` is at most Bin::kLongestRange. The pool is all open end, but of kWhole: that is all cached.
-  Pool(Stream stream, PoolKind kind, Range range, Bytes granularity, uint32_t number);
+  Pool(const StreamUse& use, PoolKind kind, Range range, Bytes granularity, uint32_t number);
+  // A pool of kWhole, all cached, whose range is gone, begins again with another one.
+  void BeginAgain(const StreamUse& use, Range range) GPULEDGER_REQUIRES(mutex);
 
   mutable Mutex mutex;  // lock order: growth -> pending -> pool -> ledger; two pools only under growth
 
-  [[nodiscard]] Stream stream() const { return stream_; }
+  // Whose it is, and when the work on its memory is done; changes only under growth, when no block of it is in a cache.
+  [[nodiscard]] const StreamUse& use() const { return *use_; }
+  [[nodiscard]] Stream stream() const { return use_->key.stream; }
   [[nodiscard]] PoolKind kind() const { return kind_; }
   [[nodiscard]] Range range() const { return range_; }
   [[nodiscard]] uint32_t number() const { return number_; }  // in the order in which an allocator made its pools
@@ -99,6 +105,10 @@ class Pool {
   Block* Take(SizeClass size_class) GPULEDGER_REQUIRES(mutex);
   // Makes a taken block cached, and merges it with cached neighbours. `now` is the time of its free, for donors' order.
   void Put(Block* block, uint64_t now) GPULEDGER_REQUIRES(mutex);
+
+  // The same without waiting for the lock, which is not held: whoever has it now, or next, does it. `freed_at` is set.
+  void PutOrDefer(Block* block) GPULEDGER_EXCLUDES(mutex);
+  [[nodiscard]] const Block* deferred() const { return deferred_.load(std::memory_order_acquire); }
 
   // ---- the slow path ----
 
@@ -131,25 +141,30 @@ class Pool {
   [[nodiscard]] absl::Status Check() const GPULEDGER_REQUIRES(mutex);
 
  private:
+  friend class PoolLock;
+  friend class Placement;  // which locks all pools at once
+  void PutDeferred() GPULEDGER_REQUIRES(mutex);
+  void Unlock() GPULEDGER_RELEASE(mutex);
   Block* Split(Block* block, Bytes low_size);  // the high part, in the same space, in no bin
   Block* MergeWithRight(Block* block);
   void InsertBin(Block* block);
-  void RemoveBin(Block* block);
-  // `changed` takes the bin entry of a block that was in bin `old_bin`, at `index`.
-  void ReplaceBin(size_t old_bin, size_t index, Block* changed);
+  void EraseBin(size_t bin, size_t index);
+  void RemoveBin(const Block* block);
+  // `changed` takes the place of the entry at `index` of `bin`: it lies between the same neighbours.
+  void ReplaceBin(size_t bin, size_t index, Block* changed);
   // The cached block that holds all of the extent; null if none does.
   [[nodiscard]] Block* CachedHolding(Extent extent) const;
-  // The cached block, in its bin, loses all but the extent, which is in no bin and keeps its space.
+  // The cached block, in its bin, loses all but the extent, which is in no bin.
   Block* CutOut(Block* block, Extent extent);
   // The unmapped block that holds `offset`.
   [[nodiscard]] Block* UnmappedHolding(Bytes offset) const;
   void BecomeUnmapped(Block* block);  // and merge
-  // The best window of one run of cached and unmapped blocks that holds `inside`, which is unmapped; the run's end.
+  // Improves `best` by the run of cached and unmapped blocks around `inside`, which is unmapped; the run's end.
   Bytes SearchRun(const Block* inside, Bytes size, std::optional<Window>& best) const;
 
-  const Stream stream_;
+  const StreamUse* use_;
   const PoolKind kind_;
-  const Range range_;
+  Range range_;
   const Bytes granularity_;
   const uint32_t number_;
   BlockStore store_;
@@ -159,7 +174,23 @@ class Pool {
   Bytes mapped_;
   std::array<Bin, SizeClass::kBinCount> bins_;
   std::array<uint64_t, SizeClass::kBinCount / 64> bitmap_{};
+  alignas(64) std::atomic<Block*> deferred_ = nullptr;
   static_assert(SizeClass::kBinCount % 64 == 0);
+};
+
+// Holds a pool's lock while it lives, with what other threads have put there meanwhile: who looks for free memory sees it all.
+class [[nodiscard]] GPULEDGER_SCOPED_CAPABILITY PoolLock {
+ public:
+  [[nodiscard]] explicit PoolLock(Pool& pool) GPULEDGER_ACQUIRE(pool.mutex) : pool_(pool) {
+    pool.mutex.Lock();
+    pool.PutDeferred();
+  }
+  ~PoolLock() GPULEDGER_RELEASE() { pool_.Unlock(); }
+  PoolLock(const PoolLock&) = delete;
+  PoolLock& operator=(const PoolLock&) = delete;
+
+ private:
+  Pool& pool_;
 };
 
 }  // namespace gpuledger

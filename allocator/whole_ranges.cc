@@ -63,6 +63,10 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, Size
   }
   placement.set_shortage(Shortage::kUpstream);
   if (!range.ok()) return range.status();
+  if (range->size > Bin::kLongestRange) {
+    upstream.Unreserve(*range).IgnoreError();
+    return absl::ResourceExhaustedError("the request is longer than any range");
+  }
   Pool* const pool = placement.AdoptWholeRange(place.pools->use, *range);
   PoolLock lock(*pool);
   Block* const block = pool->Take(size_class);
@@ -79,7 +83,7 @@ bool CachingAllocator::Impl::GiveBackRanges(Bytes target) {
       if (pool.spare().is_zero() || pool.spare() != pool.mapped()) continue;
     }
     // All of it is cached, and only a miss, which holds `growth`, could take some of it.
-    if (placement.reserved() <= target || !placement.WaitForWorkOn(pool).ok()) continue;
+    if (placement.reserved() <= target || !placement.WaitFor(pool.use()).ok()) continue;
     placement.CountUpstreamCall();
     if (!upstream.Unreserve(pool.range()).ok()) continue;
     placement.ForgetWholeRange(&pool);
