@@ -17,6 +17,7 @@ CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_option
       granule(its_upstream.granularity()),
       mapping(its_upstream.capabilities().mapping),
       on_misuse(its_options.on_misuse),
+      device_total(its_upstream.memory_info().total),
       ledger_owned(its_upstream.device(), its_upstream, sink),
       ledger(ledger_owned.impl()),
       pending(its_upstream),
@@ -40,12 +41,18 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   }
   Block* block = nullptr;
   bool crossed = false;  // a soft cap of the owner
+  Block* left_over = nullptr;
   // 1. This very size, out of the thread's own cache.
   if (size_class.charged() <= StreamCache::kLargest && place.cache != nullptr) {
     SpinHold hold(shard.mutex);
     block = place.cache->Pop(size_class.charged());
+    if (block == nullptr) [[unlikely]] {
+      left_over = place.cache->Collect();  // what other threads have given back
+      block = place.cache->Pop(size_class.charged());
+    }
     if (block != nullptr) crossed = a.HandOut(shard, block, request);
   }
+  if (left_over != nullptr) [[unlikely]] a.GiveBackList(left_over);
   if (block == nullptr) {
     // 2. A free block of the stream's pool.
     block = a.TakeFromPool(place, size_class);

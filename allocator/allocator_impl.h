@@ -36,6 +36,7 @@ struct CachingAllocator::Impl {
   const Bytes granule;
   const bool mapping;  // Capabilities::mapping
   const OnMisuse on_misuse;
+  const Bytes device_total;
   // A forked child of an upstream that does not survive forks: nothing is handed out any more.
   std::atomic<bool> refuses = false;
 
@@ -100,6 +101,9 @@ struct CachingAllocator::Impl {
   // Of the device, every thread's changes in it.
   [[nodiscard]] Usage ExactUsage() const;
   absl::StatusOr<StreamPools*> PoolsOf(StreamKey key, PoolId id) GPULEDGER_REQUIRES(growth);
+  [[nodiscard]] absl::Status Refusal() const;  // what a forked child is told
+  // Calls those who asked to be told near the cap.
+  void TellOfReserved() GPULEDGER_EXCLUDES(growth);
   StreamPools* ReusePools(StreamKey key) GPULEDGER_REQUIRES(growth);
   absl::Status OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request, std::string_view why)
       GPULEDGER_REQUIRES(growth);

@@ -64,7 +64,7 @@ absl::Status CachingAllocator::RecordStream(DevicePtr address, Stream stream) {
 absl::Status CachingAllocator::Transfer(DevicePtr address, Payer to) {
   const Busy block(impl_->Claim(address, FrontState::kBusy));
   if (!block) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
-  impl_->ledger.Transfer(block->front.charge, to);
+  impl_->ledger.Transfer(*block->front.charge, to);
   return absl::OkStatus();
 }
 

@@ -4,7 +4,7 @@
 // one gets no second one for what it does there. Thread-safe.
 #pragma once
 
-#include <memory>
+#include <atomic>
 #include <vector>
 
 #include "gpuledger/allocator.h"
@@ -28,9 +28,11 @@ class Callbacks {
     }
     return false;
   }
-  // Reserved is `reserved` of `limit` now: calls those whose fraction was reached from below since the last time.
+  // Whether anybody wants to be told near the cap.
+  [[nodiscard]] bool near_cap() const { return wants_near_cap_.load(std::memory_order_relaxed); }
+  // What is reserved now, of `limit`: calls those whose fraction was reached from below since the last time.
   Mutex& mutex() GPULEDGER_RETURN_CAPABILITY(mutex_) { return mutex_; }
-  void NoteReserved(Bytes reserved, Bytes limit, const std::function<Totals()>& totals);
+  void NoteReserved(const Totals& totals, Bytes limit);
 
  private:
   struct Inside {
@@ -52,6 +54,7 @@ class Callbacks {
   static thread_local bool inside_;
 
   mutable Mutex mutex_;
+  std::atomic<bool> wants_near_cap_ = false;
   CachingAllocator::CallbackId next_id_ GPULEDGER_GUARDED_BY(mutex_) = 1;
   std::vector<OutOfMemory> out_of_memory_ GPULEDGER_GUARDED_BY(mutex_);
   std::vector<NearCap> near_cap_ GPULEDGER_GUARDED_BY(mutex_);

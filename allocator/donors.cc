@@ -33,7 +33,7 @@ std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, con
   if (!pool.may_receive_donors) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
-    if (!(mine || (other->may_donate && other->use().key.reachable())) || Holds(tried.barred, *other)) continue;
+    if (!(mine || (other->may_donate && other->use().orderly())) || Holds(tried.barred, *other)) continue;
     other->ListFreeHandles(mine ? keep : Extent{}, donors);
   }
   const auto rank = [&](const FreeHandle& h) { return h.pool == nullptr ? 0 : &h.pool->use() == &pool.use() ? 1 : 2; };
@@ -134,7 +134,7 @@ void Placement::WaitForDead() {
 
 absl::Status Placement::WaitFor(const StreamUse& use) {
   if (use.order == WorkOrder::kNone) return absl::OkStatus();
-  if (use.order == WorkOrder::kUnknown || !use.key.reachable()) {
+  if (!use.orderly()) {
     return absl::FailedPreconditionError("nobody here can record a fence on the stream of this pool");
   }
   const absl::StatusOr<FenceId> fence = upstream_.RecordFence(use.key.stream);
@@ -166,7 +166,7 @@ void Placement::Trim(Bytes target, uint64_t freed_before) {
 bool Placement::TrimOnce(Bytes target, uint64_t freed_before, std::vector<const StreamUse*>& barred) {
   std::vector<FreeHandle> spare;
   for (const std::unique_ptr<Pool>& pool : pools_) {
-    if (pool->kind() == PoolKind::kWhole || !pool->may_donate || !pool->use().key.reachable() || Holds(barred, *pool)) continue;
+    if (pool->kind() == PoolKind::kWhole || !pool->may_donate || !pool->use().orderly() || Holds(barred, *pool)) continue;
     PoolLock lock(*pool);
     pool->ListFreeHandles({}, spare);
   }

@@ -129,7 +129,7 @@ std::vector<SegmentInfo> CachingAllocator::segments() const {
     Stopped stopped(a.ledger);
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       BlockInfo info{pool->address(*b), b->size, BlockState::kCached, {}};
-      if (b->unmapped() || b->dead()) info.state = BlockState::kUnmapped;
+      if (b->unmapped() || b->space == Space::kDead) info.state = BlockState::kUnmapped;
       if (const Charge::Entry* charge = b->taken() ? b->front.charge : nullptr) {
         info.charge.push_back(charge->info());
         info.state = info.charge[0].pending ? BlockState::kPending : BlockState::kInUse;

@@ -29,19 +29,17 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(const Place& place, 
                      // Callbacks, on this thread, with no lock held.
                      callbacks.FreeSome(size_class.charged(), [&] { return climb(true); }) ||
                      // Pending work, waited for; then everything once more.
-                     (WaitForPending(), climb(true));
+                     (WaitForPending().ok(), climb(true));  // whatever it could wait for is cached now
+  if (found) {
+    TellOfReserved();
+    return block;
+  }
   MutexLock lock(growth);
-  if (!found) return OutOfMemory(place, size_class, request, Text(block.status()));
-  return block;
+  return OutOfMemory(place, size_class, request, Text(block.status()));
 }
 
 absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeClass size_class, bool last) {
-  if (refuses) {
-    return absl::FailedPreconditionError(fmt::format(
-        "this process was forked from one that uses device {} ({}), which works only in the process that initialised it: start workers with spawn or "
-        "forkserver, or allocate before the fork and in the parent alone",
-        device.value(), upstream.name()));
-  }
+  if (refuses) return Refusal();
   if (!mapping) return AllocateFromWholeRanges(place, size_class, last);
   Pool& pool = place.pools->For(size_class.charged());
   const auto take = [&](Pool& from) {
@@ -69,6 +67,23 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeCla
   // 5. The stream's other pool.
   if (Block* block = take(place.pools->Beside(size_class.charged()))) return block;
   return grown;
+}
+
+void CachingAllocator::Impl::TellOfReserved() {
+  if (!callbacks.near_cap()) return;
+  Totals totals;
+  {
+    MutexLock lock(growth);
+    totals = TotalsNow();
+  }
+  callbacks.NoteReserved(totals, std::min(totals.cap, device_total));
+}
+
+absl::Status CachingAllocator::Impl::Refusal() const {
+  return absl::FailedPreconditionError(fmt::format(
+      "this process was forked from one that uses device {} ({}), which works only in the process that initialised it: start workers with spawn or "
+      "forkserver, or keep to the CPU in this one",
+      device.value(), upstream.name()));
 }
 
 absl::StatusOr<Block*> CachingAllocator::Impl::Grow(const Place& place, SizeClass size_class) {
@@ -143,9 +158,10 @@ void CachingAllocator::Impl::ReclaimCaches(const StreamPools* pools) {
 
 absl::StatusOr<CachingAllocator::Impl::Place> CachingAllocator::Impl::MakePlace(Ledger::Shard& shard, Stream stream, PoolId id) {
   MutexLock lock(growth);
+  if (refuses) return Refusal();
   absl::StatusOr<StreamPools*> pools = PoolsOf(StreamKey::Of(stream), id);
   if (!pools.ok()) return pools.status();
-  if (shard.late || refuses) return Place{*pools, nullptr};
+  if (shard.late) return Place{*pools, nullptr};
   SpinHold hold(shard.mutex);
   if (shard.extension == nullptr) shard.extension = std::make_unique<ThreadCaches>();
   return Place{*pools, &CachesOf(shard)->Make(shard, **pools)};

@@ -29,8 +29,13 @@ Bytes CachingAllocator::Impl::Release(Bytes target, uint64_t freed_before) {
 }
 
 Bytes CachingAllocator::ReleaseCached() {
-  MutexLock lock(impl_->growth);
-  return impl_->Release(Bytes(), kWheneverFreed);
+  Bytes released;
+  {
+    MutexLock lock(impl_->growth);
+    released = impl_->Release(Bytes(), kWheneverFreed);
+  }
+  impl_->TellOfReserved();
+  return released;
 }
 
 Bytes CachingAllocator::ReleaseIdle(std::chrono::nanoseconds age) {

@@ -31,6 +31,9 @@ struct StreamUse {
   StreamKey key;
   PoolId id;  // kSharedPool, or a private pool
   WorkOrder order = WorkOrder::kStream;
+
+  // Whether the calling thread can find out, by a fence at most.
+  [[nodiscard]] bool orderly() const { return order == WorkOrder::kNone || (order == WorkOrder::kStream && key.reachable()); }
 };
 
 }  // namespace gpuledger
