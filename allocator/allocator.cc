@@ -234,6 +234,7 @@ Bytes CachingAllocator::Impl::reserved() const {
 
 Totals CachingAllocator::Impl::totals() const {
   Totals t;
+  ledger.Flush();  // the equation holds for what all threads did, not for what this one knows of
   const Usage usage = ledger.usage();
   t.reserved = reserved();
   t.in_use = usage.in_use;

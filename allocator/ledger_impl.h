@@ -113,6 +113,9 @@ struct alignas(64) Ledger::Shard {
   explicit Shard(PerThreadKind kind);
 };
 
+// Dense, given to each thread the first time it asks.
+ThreadId ThisThread();
+
 struct Ledger::Impl {
   Impl(DeviceId device_id, const Clock& its_clock, RecordSink* its_sink);
 
@@ -144,12 +147,15 @@ struct Ledger::Impl {
 
   // ---- central ----
 
+  static constexpr uint32_t kQuietChanges = 4;  // after so many without a new peak a shard attaches
+
   mutable Mutex central;
   Account total;
   std::array<Account, kRoleCount> by_role;
   OwnerDirectory owners;
   std::atomic<uint64_t> epoch = 0;  // how many peaks of the device there were; changes only while the ledger is stopped
   std::vector<Shard*> attached GPULEDGER_GUARDED_BY(central);
+  std::vector<Shard*> stopped GPULEDGER_GUARDED_BY(central);   // those that LockAttached locked
   uint64_t open_lineages GPULEDGER_GUARDED_BY(central) = 0;
 
   Account& AccountOf(OwnerAccounts& owner, Role role) GPULEDGER_REQUIRES(central);
@@ -158,8 +164,11 @@ struct Ledger::Impl {
   void GoCentral(Shard& shard, Charge::Entry& entry, Charge::Entry::State to) GPULEDGER_REQUIRES(shard.mutex);
   void DebitCentrally(Shard& shard, Charge::Entry& entry) GPULEDGER_REQUIRES(central, shard.mutex);
   void FreeCentrally(Shard& shard, Charge::Entry& entry, Charge::Entry::State to) GPULEDGER_REQUIRES(central, shard.mutex);
+  void AttachIfQuiet(Shard& shard) GPULEDGER_REQUIRES(central, shard.mutex);
+  void Transfer(Charge::Entry& entry, Payer to) GPULEDGER_EXCLUDES(central);
   // Applies a change to the four accounts of a payer. True if a peak rose.
   bool Apply(Payer payer, const Delta& d) GPULEDGER_REQUIRES(central);
+  // Whether the owner is above its soft cap now; a crossing goes to `crossings`.
   void NoteSoftCap(OwnerAccounts& owner, std::vector<Crossing>& crossings) GPULEDGER_REQUIRES(central);
 
   // ---- shards, as central sees them (ledger_shards.cc) ----
@@ -176,11 +185,15 @@ struct Ledger::Impl {
   void Revoke(Shard& shard) GPULEDGER_REQUIRES(central, shard.mutex);
   // Takes the locks of all attached shards but `mine`, which is held.
   void LockAttached(const Shard* mine) GPULEDGER_REQUIRES(central);
-  void UnlockAttached(const Shard* mine) GPULEDGER_REQUIRES(central);
+  void UnlockAttached() GPULEDGER_REQUIRES(central);
+  // With all of them locked.
+  void RevokeAttached() GPULEDGER_REQUIRES(central);
+  void DetachAll() GPULEDGER_REQUIRES(central);
 
   // ---- entries ----
 
-  static constexpr size_t kEntryBatch = 128;
+  static constexpr uint32_t kEntryBatch = 128;
+  static constexpr uint64_t kIdsLeased = 1024;
   using EntryBatch = std::array<Charge::Entry, kEntryBatch>;
   Mutex entries_mutex;
   std::vector<std::unique_ptr<EntryBatch>> entries GPULEDGER_GUARDED_BY(entries_mutex);  // storage only; never shrinks
@@ -203,6 +216,9 @@ struct Ledger::Impl {
 
   // ---- records ----
 
+  static ThreadId ThreadOf(const Shard& shard) GPULEDGER_REQUIRES(shard.mutex) {
+    return shard.late ? ThisThread() : shard.thread;
+  }
   void Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
   void WriteNote(Shard& shard, Record record, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
 
@@ -230,8 +246,5 @@ class GPULEDGER_SCOPED_CAPABILITY Stopped {
   Ledger::Impl& ledger_;
   Ledger::Shard* const mine_;
 };
-
-// Dense, given to each thread the first time it asks.
-ThreadId ThisThread();
 
 }  // namespace gpuledger

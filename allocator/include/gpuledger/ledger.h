@@ -153,7 +153,7 @@ class GPULEDGER_EXPORT Ledger {
   // All peaks start again from what is in use now.
   void ResetPeak();
   // From here usage() holds every change that reached the ledger before. Stops all threads' changes for a moment.
-  void Flush();
+  void Flush() const;
 
   // Calls `on_crossing` when a charge or a transfer takes what `owner` has in use above `cap`: once, on the thread whose
   // change it was, with no lock of the ledger held. It can be called again once the owner has been at or below the cap. If
