@@ -271,4 +271,6 @@ void CachingAllocator::UnlockAfterFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   impl_->mutex.Unlock();
 }
 
+void CachingAllocator::ForgetOtherThreads() { impl_->ledger.ForgetOtherThreads(); }
+
 }  // namespace gpuledger

@@ -17,10 +17,11 @@ struct Registry {
 
 void Before();
 void After();
+void AfterInChild();
 
 Registry& All() {
   static Registry& registry = []() -> Registry& {
-    pthread_atfork(Before, After, After);
+    pthread_atfork(Before, After, AfterInChild);
     return *new Registry;  // never destroyed: fork is legal after main()
   }();
   return registry;
@@ -36,6 +37,11 @@ void After() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   UnlockNamesAfterFork();
   for (auto it = All().allocators.rbegin(); it != All().allocators.rend(); ++it) (*it)->UnlockAfterFork();
   All().mutex.Unlock();
+}
+
+void AfterInChild() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+  After();
+  for (CachingAllocator* allocator : All().allocators) allocator->ForgetOtherThreads();
 }
 
 }  // namespace

@@ -142,6 +142,8 @@ class GPULEDGER_EXPORT CachingAllocator {
   // What the library does around each fork(), for every allocator.
   void LockForFork();
   void UnlockAfterFork();
+  // In a forked child, after that: what belongs to threads that are not here is taken over.
+  void ForgetOtherThreads();
 
   struct Impl;  // the library's own (allocator_impl.h)
 
