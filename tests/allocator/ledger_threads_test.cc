@@ -188,7 +188,7 @@ TEST_F(LedgerThreadsTest, TakesCallsOfAThreadWhoseThreadLocalObjectsAreGone) {
     }).join();
     EXPECT_EQ(ledger.usage(owner).in_use, 0_B);
   }
-  EXPECT_EQ(ledger.usage(owner).charged_ever, 1_MiB + 3u * (5120_B + 1024_B));
+  EXPECT_EQ(ledger.usage(owner).charged_ever, 1_MiB + (5120_B + 1024_B) * 3u);
 }
 
 class NamedRecords : public RecordSink {
