@@ -14,7 +14,8 @@
 namespace gpuledger {
 
 // source.Ask() while state.range(0) other threads work, each on a stream and on a size of its own. The "time" is the median
-// of batches of 64 questions: a batch in which the reader had to give its core away says nothing about the question.
+// of batches of 64 questions, which a batch in which the reader had to give its core away does not move. Batches are taken at
+// even distances in time: back to back, the quick ones of a moment without writers would outnumber all others.
 template <class Source>
 void AskWhileOthersWork(benchmark::State& state) {
   using Steady = std::chrono::steady_clock;
@@ -38,11 +39,13 @@ void AskWhileOthersWork(benchmark::State& state) {
   std::vector<double> batches;
   for (auto _ : state) {
     const auto until = Steady::now() + std::chrono::milliseconds(250);
-    for (auto begin = Steady::now(); begin < until;) {
+    while (Steady::now() < until) {
+      const auto begin = Steady::now();
       for (int i = 0; i < kBatch; ++i) source.Ask();
       const auto end = Steady::now();
       batches.push_back(std::chrono::duration<double>(end - begin).count() / kBatch);
-      begin = end;
+      while (Steady::now() < end + std::chrono::microseconds(50)) {
+      }
     }
     const auto middle = batches.begin() + static_cast<ptrdiff_t>(batches.size() / 2);
     std::nth_element(batches.begin(), middle, batches.end());
