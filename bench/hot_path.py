@@ -57,13 +57,16 @@ def medians(path):
     """run name -> {ns, cv, a workload's own counters}: medians, and standard deviation / mean of the time."""
     found = {}
     for entry in json.loads(pathlib.Path(path).read_text())["benchmarks"]:
-        if entry.get("run_type") != "aggregate":
+        aggregate = entry.get("aggregate_name")
+        if aggregate is None and entry["repetitions"] == 1:
+            aggregate = "median"  # of one
+        if aggregate not in ("median", "cv"):
             continue
         row = found.setdefault(entry["run_name"].removesuffix("/manual_time").removesuffix("/iterations:1"), {})
-        if entry["aggregate_name"] == "median":
+        if aggregate == "median":
             row["ns"] = entry["real_time"]
             row.update((key, entry[key]) for key in ("pairs_per_second", "ns_90_percent") if key in entry)
-        elif entry["aggregate_name"] == "cv":
+        else:
             row["cv"] = entry["real_time"]
     return found
 
