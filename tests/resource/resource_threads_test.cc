@@ -186,7 +186,7 @@ class DelayedUpstream : public ForwardingUpstream {
 class DelayedUpstreamTest : public RuntimeTest, public ::testing::WithParamInterface<bool> {};
 
 TEST_P(DelayedUpstreamTest, AnAddressThatComesBackEarlyIsTheNewOwners) {
-  constexpr int kRounds = 12;
+  constexpr int kRounds = 6;
   std::deque<RuntimeStream> streams(kThreads);
   MemoryResource resource(std::make_unique<DelayedUpstream>(CudaUpstream::Open(DeviceId(0), {.mapping = GetParam()}).value()),
                           {.cap = 136_MiB});
