@@ -1,6 +1,7 @@
-// Streams that are destroyed before the resource. A program of its own: the fake driver answers a use of such a stream with
-// the driver's error here (FAKE_CUDA_MISUSE=error), where it ends the other programs.
+// Streams that are destroyed before the resource. A program of its own: here the fake driver answers a use of such a stream
+// with the driver's error, where it ends the other programs.
 #include <cstdint>
+#include <cstdlib>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@ namespace gpuledger::testing {
 namespace {
 
 constexpr size_t kBytes = 3'000'000;
+[[maybe_unused]] const int kErrorsForMisuse = setenv("FAKE_CUDA_MISUSE", "error", 0);
 
 template <class Case>
 class ResourceDeletedStreamTest : public ResourceContractTest<Case> {
