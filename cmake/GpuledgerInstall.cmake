@@ -1,9 +1,14 @@
 # cmake --install: libraries, public headers, the command, and a package config (find_package(gpuledger CONFIG)).
-# Exported: gpuledger::gpuledger, and gpuledger::torch as component `torch`. tests/consumer/ uses what lands here.
+# Exported: gpuledger::gpuledger, gpuledger::resource (headers; CCCL is the user's), and gpuledger::torch as component `torch`.
+# tests/consumer/ uses what lands here.
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/gpuledger)
 
 install(TARGETS gpuledger EXPORT gpuledgerTargets)
+if(TARGET gpuledger_resource)
+  install(TARGETS gpuledger_resource EXPORT gpuledgerTargets)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/allocator/resource/include/ TYPE INCLUDE FILES_MATCHING PATTERN "*.h")
+endif()
 install(EXPORT gpuledgerTargets NAMESPACE gpuledger:: DESTINATION ${package_dir})
 
 foreach(layer IN ITEMS allocator quant tracing)

@@ -43,7 +43,13 @@ def test_cuda_is_seen_by_no_layer_that_builds_without_it():
     for path in SOURCES:
         if any(re.match(r"cuda(_runtime)?\.h|cuda_", i) for i in includes(path)):
             assert str(path.relative_to(ROOT)).startswith(("allocator/cuda", "quant/cuda", "tests/gpu", "tests/fake_cuda",
-                                                               "tests/cuda/cuda_driver_api_test.cc")), path
+                                                               "tests/cuda/cuda_driver_api_test.cc", "tests/resource")), path
+
+
+def test_cccl_is_seen_by_the_resource_alone():
+    seen = {p for p in SOURCES if any(i.startswith("cuda/") for i in includes(p))}
+    allowed = ("allocator/resource", "tests/resource", "tests/consumer")
+    assert seen and all(str(p.relative_to(ROOT)).startswith(allowed) for p in seen), seen
 
 
 def test_private_headers_stay_in_their_folder():
@@ -58,5 +64,5 @@ def test_no_file_is_over_500_lines():
 
 
 def test_every_folder_with_sources_has_a_readme():
-    for folder in ("allocator", "allocator/cuda", "allocator/torch", "quant", "tracing", "tracing/cli", "tracing/python", "examples", "tests", "tests/fake_cuda", "tests/torch_cuda", "bench"):
+    for folder in ("allocator", "allocator/cuda", "allocator/torch", "allocator/resource", "quant", "tracing", "tracing/cli", "tracing/python", "examples", "tests", "tests/fake_cuda", "tests/torch_cuda", "bench"):
         assert (ROOT / folder / "README.md").exists(), folder

@@ -17,6 +17,8 @@ class Machine:
         # A run path of the programs does not reach what their libraries need.
         found = [str(folder / "lib"), *([str(folder / "fake")] if fake else []), os.environ.get("LD_LIBRARY_PATH", "")]
         self.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, found))
+        # Where no CUDA runtime is found, ours does: it runs on any driver.
+        self.environment["GPULEDGER_TEST_CUDART"] = str(folder / "fake" / "libcudart.so.13")
         if fake:
             self.environment.update(fake_options)
         self.log = open(out / "log.txt", "w", encoding="utf-8")

@@ -18,6 +18,8 @@ TESTS = {  # program: (seconds that it may take, what it shows)
     "cuda_faults_test": (60, "each driver call failing in turn"),
     "cuda_model_test": (120, "the allocator against a naive map"),
     "open_cuda": (30, "an upstream that ends after main()"),
+    "resource_contract_test": (180, "the cuda::mr resource's contract, in each form that it is held in"),
+    "resource_deleted_stream_test": (60, "streams destroyed before the resource"),
     "nf4_on_device_test": (60, "bytes quantized on the host, dequantized by a kernel"),
     "pattern_test": (120, "a pattern in every block, checked at use and at free"),
     "remap_test": (120, "handles remapped while kernels run"),
