@@ -1,0 +1,50 @@
+// tracing/replay/pattern.h - what is written into a block, and looked for when it is freed.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <vector>
+
+#include <absl/status/status.h>
+#include <fmt/format.h>
+
+#include "gpuledger/types.h"
+
+namespace gpuledger::replay {
+
+// A word of the block `allocation` at `offset`: no two blocks, and no two places of one, have the same (but by chance).
+class Pattern {
+ public:
+  static constexpr uint64_t kSize = 8;
+  Pattern(uint32_t allocation, uint64_t offset) : offset_(offset) {
+    uint64_t word = (uint64_t{allocation} + 1) * 0x9E3779B97F4A7C15 ^ (offset + 1) * 0xC2B2AE3D27D4EB4F;
+    word = (word ^ (word >> 32)) * 0xD6E8FEB86659FD93;
+    word_ = word ^ (word >> 32);
+  }
+  [[nodiscard]] const void* bytes() const { return &word_; }
+  // Less than a word at the end of a block.
+  [[nodiscard]] uint64_t size(Bytes block) const { return std::min(kSize, block.count() - offset_); }
+
+ private:
+  uint64_t offset_;
+  uint64_t word_;
+};
+
+// The first and the last word, and a word at each sixteenth of a block of over 64 KiB.
+inline std::vector<uint64_t> SampledOffsets(Bytes block) {
+  const uint64_t size = block.count();
+  std::vector<uint64_t> offsets = {0};
+  if (size > Pattern::kSize) offsets.push_back(size - Pattern::kSize);
+  if (size > 64 << 10) {
+    for (uint64_t i = 1; i < 16; ++i) offsets.push_back(size / 16 * i);
+  }
+  return offsets;
+}
+
+inline absl::Status LostPattern(uint32_t allocation, Bytes block, uint64_t offset) {
+  return absl::DataLossError(fmt::format("allocation {} ({}) does not hold at offset {} what was written there: its memory was given to another one",
+                                         allocation, ToString(block), offset));
+}
+
+}  // namespace gpuledger::replay
