@@ -22,12 +22,12 @@ constexpr const char* kThreads =
 absl::StatusOr<std::unique_ptr<replay::ReplayDevice>> DeviceFor(const std::string& upstream,
                                                                 const replay::AllocationTrace& trace) {
   if (upstream == "fake") return replay::MakeFakeDevice(trace);
-  return replay::MakeHostDevice(trace);
+  return upstream == "host" ? replay::MakeHostDevice(trace) : replay::MakeCudaDevice(trace);
 }
 
 absl::Status CheckFlags(const ReplayFlags& flags) {
-  if (flags.upstream != "fake" && flags.upstream != "host") {
-    return absl::InvalidArgumentError(fmt::format("--upstream {}: fake and host are the known ones", flags.upstream));
+  if (flags.upstream != "fake" && flags.upstream != "host" && flags.upstream != "cuda") {
+    return absl::InvalidArgumentError(fmt::format("--upstream {}: fake, host and cuda are the known ones", flags.upstream));
   }
   if (flags.min_cap && flags.upstream != "fake") {
     return absl::InvalidArgumentError("--min-cap replays the trace many times: on --upstream fake only");
@@ -61,7 +61,8 @@ replay::RowProgress ShowRows(ProgressBar& bar) {
 void AddReplayFlags(CLI::App& command, ReplayFlags& flags) {
   command.add_option("TRACE", flags.trace, "A gzip file of rows op,id,size,stream,time_us")->required();
   command.add_option("--upstream", flags.upstream,
-                     "fake: no memory, modelled costs. host: memory of this computer, with a pattern in each block")
+                     "fake: no memory, modelled costs. host: memory of this computer, with a pattern in each block. "
+                     "cuda: memory and streams of GPU 0, with a pattern in each block")
       ->capture_default_str();
   CLI::Option* const cap = command.add_option("--cap", flags.cap, "Reserve no more than this, as in 1.5GiB");
   command.add_flag("--min-cap", flags.min_cap, "Also find the smallest cap with which the trace completes, by bisection")

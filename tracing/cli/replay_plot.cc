@@ -1,7 +1,6 @@
 #include "replay_plot.h"
 
 #include <fmt/format.h>
-#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -79,12 +78,12 @@ std::string Script(const Replayed& r, const std::string& path, bool svg) {
   say("set border 3 linecolor rgb '#666666'");
   say("set tics nomirror textcolor rgb '#333333'");
   say("set grid linecolor rgb '#dddddd' linetype 1 linewidth 0.6");
-  say("set key outside bottom center horizontal samplen 2 spacing 1.2");
+  say("set key at graph 1, graph 1.01 right bottom horizontal samplen 2 width 2 Left reverse");
   say("set xlabel 'time of the trace (s)'");
   say(fmt::format("set ylabel 'memory ({})'", unit.name));
   say(fmt::format("set xrange [0:{}]", seconds));
   say(fmt::format("set yrange [0:{}]", value(highest) * 1.12));
-  say("set lmargin 10\nset rmargin 4");
+  say("set lmargin 10\nset rmargin 4\nset bmargin 4");
   const auto peak_line = [&](Bytes size, const char* what, const char* colour, const char* where) {
     say(fmt::format("set arrow from graph 0, first {0} to graph 1, first {0} nohead dashtype 2 linewidth 1.2 linecolor rgb '{1}' front",
                     value(size), colour));
@@ -100,9 +99,8 @@ std::string Script(const Replayed& r, const std::string& path, bool svg) {
   }
   say("END");
   say("plot $data using 1:2 with filledcurves y1=0 fillcolor rgb '#dbe8f5' notitle, \\\n"
-      "     $data using 1:3 with filledcurves y1=0 fillcolor rgb '#f6d9b8' notitle, \\\n"
+      "     $data using 1:3 with filledcurves y1=0 fillcolor rgb '#f6d9b8' title 'in use', \\\n"
       "     $data using 1:2 with lines linewidth 2 linecolor rgb '#1f5a99' title 'reserved', \\\n"
-      "     $data using 1:3 with lines linewidth 1.2 linecolor rgb '#e08a1e' title 'in use', \\\n"
       "     $data using 1:4 with lines linewidth 1 linecolor rgb '#b23a1e' title 'requested'");
   return script;
 }

@@ -3,8 +3,6 @@
 #include <cstring>
 #include <span>
 
-#include <fmt/format.h>
-
 #include "gpuledger/host_upstream.h"
 #include "pattern.h"
 #include "replay_device.h"
@@ -35,7 +33,7 @@ class HostDevice final : public ReplayDevice {
     for (const uint64_t offset : SampledOffsets(block.size)) {
       const Pattern pattern(block.allocation, offset);
       if (std::memcmp(Host(block, offset), pattern.bytes(), pattern.size(block.size)) != 0) {
-        return LostPattern(block.allocation, block.size, offset);
+        return LostPattern(block, offset);
       }
     }
     return absl::OkStatus();
@@ -61,9 +59,7 @@ class HostDevice final : public ReplayDevice {
 
 absl::StatusOr<std::unique_ptr<ReplayDevice>> MakeHostDevice(const AllocationTrace& trace) {
   if (trace.peak_requested > PhysicalMemory()) {
-    return absl::InvalidArgumentError(
-        fmt::format("{}: its peak is {}, and this computer has {} of memory; --upstream fake needs none", trace.path,
-                    ToString(trace.peak_requested), ToString(PhysicalMemory())));
+    return DoesNotFit(trace, "this computer", PhysicalMemory());
   }
   return std::make_unique<HostDevice>(trace.streams);
 }

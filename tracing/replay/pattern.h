@@ -1,13 +1,9 @@
-// tracing/replay/pattern.h - what is written into a block, and looked for when it is freed.
+// tracing/replay/pattern.h - what is written into a block of host memory, and looked for when it is freed.
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <vector>
-
-#include <absl/status/status.h>
-#include <fmt/format.h>
 
 #include "gpuledger/types.h"
 
@@ -40,11 +36,6 @@ inline std::vector<uint64_t> SampledOffsets(Bytes block) {
     for (uint64_t i = 1; i < 16; ++i) offsets.push_back(size / 16 * i);
   }
   return offsets;
-}
-
-inline absl::Status LostPattern(uint32_t allocation, Bytes block, uint64_t offset) {
-  return absl::DataLossError(fmt::format("allocation {} ({}) does not hold at offset {} what was written there: its memory was given to another one",
-                                         allocation, ToString(block), offset));
 }
 
 }  // namespace gpuledger::replay

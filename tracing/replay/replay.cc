@@ -30,13 +30,14 @@ uint64_t CostOfTiming() {
   return least;
 }
 
-// Keeps the last records whole, as a recorder's buffer would: a replay pays for full records.
+// Each thread keeps its last records whole, as a recorder's buffers would: a replay pays for full records.
 class RingSink final : public RecordSink {
  public:
-  void Write(const Record& record) noexcept override { ring_[record.sequence % ring_.size()] = record; }
-
- private:
-  std::array<Record, 4096> ring_;
+  void Write(const Record& record) noexcept override {
+    static thread_local const auto ring = std::make_unique<std::array<Record, 4096>>();
+    static thread_local size_t next = 0;
+    (*ring)[next++ % ring->size()] = record;
+  }
 };
 
 // The allocator's calls for the rows of a trace. A row is handled by one thread, after those it depends on.

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <string_view>
 
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
@@ -50,5 +51,13 @@ class ReplayDevice {
 std::unique_ptr<ReplayDevice> MakeFakeDevice(const AllocationTrace& trace);
 // kInvalidArgument with both sizes if the trace's peak is more than this computer's memory.
 absl::StatusOr<std::unique_ptr<ReplayDevice>> MakeHostDevice(const AllocationTrace& trace);
+// Device 0. The same for the device's memory; kUnavailable without a
+// driver or a device; the errors of CudaUpstream::Open.
+absl::StatusOr<std::unique_ptr<ReplayDevice>> MakeCudaDevice(const AllocationTrace& trace);
+
+// kInvalidArgument, with both sizes.
+absl::Status DoesNotFit(const AllocationTrace& trace, std::string_view what, Bytes memory);
+// kDataLoss: the block does not hold at `offset` what was written there.
+absl::Status LostPattern(const LiveBlock& block, uint64_t offset);
 
 }  // namespace gpuledger::replay
