@@ -19,7 +19,7 @@ std::string_view CallName(UpstreamCall call);
 // What the calls of this thread to any measured upstream have taken so far, by the clock on the wall.
 uint64_t UpstreamNanosecondsOfThisThread();
 
-class MeasuredUpstream final : public Upstream {
+class MeasuredUpstream : public Upstream {
  public:
   // `inner` outlives it. `on_fence` is called with each fence that was recorded, before anyone else knows it.
   explicit MeasuredUpstream(Upstream& inner, std::function<void(Stream, FenceId)> on_fence = {})

@@ -27,13 +27,13 @@ class Pattern {
   uint64_t word_;
 };
 
-// The first and the last word, and a word at each sixteenth of a block of over 64 KiB.
+// The first and the last word, and a word at each sixteenth of a block of over 64 KiB. No two of them overlap.
 inline std::vector<uint64_t> SampledOffsets(Bytes block) {
-  const uint64_t size = block.count();
+  const uint64_t size = block.count(), last = (size - 1) / Pattern::kSize * Pattern::kSize;
   std::vector<uint64_t> offsets = {0};
-  if (size > Pattern::kSize) offsets.push_back(size - Pattern::kSize);
+  if (last > 0) offsets.push_back(last);
   if (size > 64 << 10) {
-    for (uint64_t i = 1; i < 16; ++i) offsets.push_back(size / 16 * i);
+    for (uint64_t i = 1; i < 16; ++i) offsets.push_back(size / 16 * i / Pattern::kSize * Pattern::kSize);
   }
   return offsets;
 }

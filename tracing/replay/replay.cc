@@ -19,6 +19,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr size_t kRowsBetweenReports = 4096;
+
 uint64_t Since(Clock::time_point start) {
   return static_cast<uint64_t>(std::chrono::nanoseconds(Clock::now() - start).count());
 }
@@ -72,6 +74,13 @@ class Driver {
       status_ = std::move(status);
     }
     stopped_.store(true, std::memory_order_release);
+  }
+
+  // Tells `progress`, and stops if it says so.
+  bool GoOn(size_t row, const RowProgress& progress) {
+    if (!progress || progress(row, trace_.rows.size())) return true;
+    Stop(row, absl::CancelledError("stopped while the trace was replayed"));
+    return false;
   }
 
   // `calls` is the time of this thread in the allocator so far.
@@ -188,6 +197,8 @@ class Part {
   Part(Part&& other) noexcept : driver_(other.driver_), parts_(other.parts_), number_(other.number_), progress_(other.progress_) {}
 
   void Run();
+  [[nodiscard]] size_t row() const { return next_.load(std::memory_order_acquire); }
+  [[nodiscard]] bool done() const { return row() == driver_->trace().rows.size(); }
   [[nodiscard]] uint64_t calls() const { return calls_; }
 
  private:
@@ -201,13 +212,23 @@ class Part {
     while (row < rows.size() && PartOf(rows[row]) != number_) ++row;
     return row;
   }
-  // Until `other` has done all its rows before `row`; false if the replay stopped.
+  // Until `other` has done all its rows before `row`; false if the replay stopped. The first row that is not done waits for
+  // nobody, so somebody always goes on, and one that stops lets go those that wait for it.
   [[nodiscard]] bool WaitFor(const Part& other, size_t row) const {
-    for (int spins = 0; other.next_.load(std::memory_order_acquire) < row; ++spins) {
-      if (driver_->stopped()) return false;
-      if (spins >= 200) std::this_thread::yield();
+    constexpr int kSpins = 2000;  // about as long as it takes to sleep and be woken
+    int spins = 0;
+    for (size_t at = other.row(); at < row; at = other.row()) {
+      if (spins++ >= kSpins) {
+        other.next_.wait(at, std::memory_order_acquire);
+      } else {
+        __builtin_ia32_pause();
+      }
     }
-    return true;
+    return !driver_->stopped();
+  }
+  void ComeTo(size_t row) {
+    next_.store(row, std::memory_order_release);
+    next_.notify_all();
   }
 
   Driver* driver_;
@@ -221,38 +242,42 @@ class Part {
 void Part::Run() {
   const AllocationTrace& trace = driver_->trace();
   const size_t allocating = parts_->size() - 1;
-  uint64_t handled = 0;
+  size_t report_at = 0;
   for (size_t row = Next(0); row < trace.rows.size(); row = Next(row + 1)) {
-    next_.store(row, std::memory_order_release);
+    ComeTo(row);
     const size_t other = number_ == allocating ? trace.allocations[trace.rows[row].allocation].stream % allocating : allocating;
     if (!WaitFor((*parts_)[other], row)) break;
-    if (++handled % 4096 == 0 && progress_ && !progress_(row, trace.rows.size())) {
-      driver_->Stop(row, absl::CancelledError("stopped"));
-      break;
-    }
+    if (row >= report_at && !driver_->GoOn(row, progress_)) break;
+    if (row >= report_at) report_at = row + kRowsBetweenReports;
     driver_->Handle(row, calls_);
     if (driver_->stopped()) break;
   }
-  next_.store(trace.rows.size(), std::memory_order_release);
+  ComeTo(trace.rows.size());
 }
 
 uint64_t RunOnOneThread(Driver& driver, const RowProgress& progress) {
   const size_t rows = driver.trace().rows.size();
   uint64_t calls = 0;
   for (size_t row = 0; row < rows && !driver.stopped(); ++row) {
-    if (row % 4096 == 0 && progress && !progress(row, rows)) driver.Stop(row, absl::CancelledError("stopped"));
-    if (!driver.stopped()) driver.Handle(row, calls);
+    if (row % kRowsBetweenReports != 0 || driver.GoOn(row, progress)) driver.Handle(row, calls);
   }
   return calls;
 }
 
+// The calling thread frees, and reports.
 uint64_t RunOnThreads(Driver& driver, size_t count, const RowProgress& progress) {
   std::vector<Part> parts;
   parts.reserve(count);
-  for (size_t i = 0; i < count; ++i) parts.emplace_back(driver, parts, i, i == 0 ? progress : RowProgress());
+  for (size_t i = 0; i < count; ++i) parts.emplace_back(driver, parts, i, i + 1 == count ? progress : RowProgress());
   std::vector<std::thread> threads;
-  for (size_t i = 1; i < count; ++i) threads.emplace_back([&part = parts[i]] { part.Run(); });
-  parts[0].Run();
+  for (size_t i = 0; i + 1 < count; ++i) threads.emplace_back([&part = parts[i]] { part.Run(); });
+  parts.back().Run();
+  for (const Part& part : parts) {
+    while (!part.done()) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (!driver.stopped()) (void)driver.GoOn(part.row(), progress);
+    }
+  }
   for (std::thread& thread : threads) thread.join();
   uint64_t calls = 0;
   for (const Part& part : parts) calls += part.calls();
