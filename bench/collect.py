@@ -1,4 +1,4 @@
-"""Gathers the figures of a run (allocator, codec, loads) and writes one results file (.md, .json).
+"""Gathers the figures of a run (allocator, replays, codec, loads) and writes one results file (.md, .json).
 
 Called by run.sh, which says how. Every figure is a median of repetitions; every ratio is of two medians of one run.
 """
@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import bitsandbytes
 import codec_table
 import loads
+import replay_table
 import torch
 import transformers
 
@@ -84,6 +85,7 @@ def markdown(result):
         )
     lines += ["", "## `usage(owner)`, nanoseconds a call", "", "| threads writing meanwhile | gpuledger |", "|---|---|"]
     lines += [f"| {writers} | {ns(f'usage/gpuledger/writers:{writers}')} |" for writers in (0, 1, 2)]
+    lines += ["", *replay_table.markdown(result["replay"])]
     lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
 
@@ -114,6 +116,7 @@ def main():
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, bitsandbytes {bitsandbytes.__version__}, "
         f"glibc {platform.libc_ver()[1]}",
         "allocator": medians(options.allocator),
+        "replay": replay_table.measure(options.gpuledger, options.repetitions),
         "codec": codec_table.measure(options.codec, options.repetitions),
         "loads": loads.measure(options.gpuledger, options.scratch, ["all-MiniLM-L6-v2", *loads.SYNTHETIC], options.repetitions),
     }

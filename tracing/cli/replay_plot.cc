@@ -72,7 +72,7 @@ std::string Script(const Replayed& r, const std::string& path, bool svg) {
   say(fmt::format("set output {}", Quoted(path)));
   say("set encoding utf8");
   say("set termoption noenhanced");
-  say(fmt::format("set title {} font 'DejaVu Sans,19'",
+  say(fmt::format("set title {} font 'DejaVu Sans,19' offset 0,1.2",
                   Quoted(fmt::format("{}: peak reserved {:.4f} \u00d7 peak requested{}", title, r.Ratio(result.peak_reserved),
                                      result.completed ? "" : "; out of memory"))));
   say("set border 3 linecolor rgb '#666666'");
@@ -83,7 +83,7 @@ std::string Script(const Replayed& r, const std::string& path, bool svg) {
   say(fmt::format("set ylabel 'memory ({})'", unit.name));
   say(fmt::format("set xrange [0:{}]", seconds));
   say(fmt::format("set yrange [0:{}]", value(highest) * 1.12));
-  say("set lmargin 10\nset rmargin 4\nset bmargin 4");
+  say("set lmargin 10\nset rmargin 4\nset bmargin 4\nset tmargin 5");
   const auto peak_line = [&](Bytes size, const char* what, const char* colour, const char* where) {
     say(fmt::format("set arrow from graph 0, first {0} to graph 1, first {0} nohead dashtype 2 linewidth 1.2 linecolor rgb '{1}' front",
                     value(size), colour));
