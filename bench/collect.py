@@ -1,4 +1,4 @@
-"""Gathers the figures of a run (allocator, codec, loads) and writes one results file (.md, .json).
+"""Gathers the figures of a run (allocator, replays, codec, loads) and writes one results file (.md, .json).
 
 Called by run.sh, which says how. Every figure is a median of repetitions; every ratio is of two medians of one run.
 """
@@ -18,6 +18,7 @@ import bitsandbytes
 import codec_table
 import hot_path
 import loads
+import replay_table
 import torch
 import transformers
 
@@ -76,6 +77,7 @@ def markdown(result):
         lines.append(f"| {writers} | {ns(name)} | {rows[name]['ns_90_percent']:,.0f} |")
     machine = f"this machine ({result['description']})"
     lines += ["", *hot_path.markdown(result["hot_path"], result["hot_path_device"], machine)]
+    lines += ["", *replay_table.markdown(result["replay"])]
     lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
 
@@ -109,6 +111,7 @@ def main():
         "allocator": hot_path.medians(options.allocator),
         "hot_path": hot_path.medians(options.hot_path),
         "hot_path_device": hot_path.device(options.hot_path),
+        "replay": replay_table.measure(options.gpuledger, options.repetitions),
         "codec": codec_table.measure(options.codec, options.repetitions),
         "loads": loads.measure(options.gpuledger, options.scratch, ["all-MiniLM-L6-v2", *loads.SYNTHETIC], options.repetitions),
     }

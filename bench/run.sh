@@ -35,6 +35,6 @@ say "4-bit codec, $repetitions repetitions"
 "$ROOT/build/release/bin/codec_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
   --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
   --benchmark_out="$scratch/codec.json" --benchmark_out_format=json </dev/null
-say "Codec and loads beside bitsandbytes and transformers, $repetitions repetitions"
+say "Replays, codec and loads beside PyTorch, bitsandbytes and transformers, $repetitions repetitions"
 "$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --hot-path "$scratch/hot_path.json" \
   --codec "$scratch/codec.json" --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null
