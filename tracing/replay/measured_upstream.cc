@@ -21,6 +21,7 @@ std::string_view CallName(UpstreamCall call) {
     case UpstreamCall::kPollFence: return "poll_fence";
     case UpstreamCall::kWaitFence: return "wait_fence";
     case UpstreamCall::kStreamWait: return "stream_wait";
+    case UpstreamCall::kSynchronize: return "synchronize";
   }
   Die("CallName: no such call");
 }
@@ -78,6 +79,10 @@ absl::Status MeasuredUpstream::WaitFence(FenceId fence) {
 
 absl::Status MeasuredUpstream::MakeStreamWait(Stream stream, FenceId fence) {
   return Measure(UpstreamCall::kStreamWait, 1, [&] { return inner_.MakeStreamWait(stream, fence); });
+}
+
+absl::Status MeasuredUpstream::Synchronize() {
+  return Measure(UpstreamCall::kSynchronize, 1, [&] { return inner_.Synchronize(); });
 }
 
 std::vector<FenceId> MeasuredUpstream::PassedFences(std::span<const FenceId> fences) {

@@ -46,6 +46,8 @@ class MeasuredUpstream : public Upstream {
   absl::StatusOr<bool> PollFence(FenceId fence) override;
   absl::Status WaitFence(FenceId fence) override;
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
+  absl::Status Synchronize() override;
+  [[nodiscard]] bool Capturing(Stream stream) const override { return inner_.Capturing(stream); }
   void DropFence(FenceId fence) override { inner_.DropFence(fence); }
   [[nodiscard]] std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override;
 
