@@ -17,8 +17,7 @@ void Placement::LockOthers(const Pool& pool, bool lock) GPULEDGER_NO_THREAD_SAFE
   for (const std::unique_ptr<Pool>& other : pools_) {
     if (other.get() == &pool) continue;
     if (lock) {
-      other->mutex.Lock();
-      other->PutDeferred();
+      other->LockBesideAnother();
     } else {
       other->Unlock();
     }
@@ -90,16 +89,16 @@ void Placement::Undo(Pool& pool, std::vector<Step>& steps) GPULEDGER_NO_THREAD_S
       continue;
     }
     Pool& from = *moving.from.pool;
-    if (&from != &pool) from.mutex.Lock();
+    if (&from != &pool) from.LockBesideAnother();
     from.Reattach(moving.dead, moving.from.handle);
-    if (&from != &pool) from.mutex.Unlock();
+    if (&from != &pool) from.Unlock();
   }
 }
 
 void Placement::BuryIn(Pool& from, const Pool& locked, Block* dead) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-  if (&from != &locked) from.mutex.Lock();
+  if (&from != &locked) from.LockBesideAnother();
   from.Bury(dead);
-  if (&from != &locked) from.mutex.Unlock();
+  if (&from != &locked) from.Unlock();
 }
 
 // ---- dead addresses ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <bit>
 
+#include <sched.h>
+
 #include <fmt/format.h>
 
 namespace gpuledger {
@@ -118,6 +120,11 @@ void Pool::Unlock() {
     PutDeferred();
     mutex.Unlock();
   }
+}
+
+void Pool::LockBesideAnother() {
+  while (!mutex.TryLock()) sched_yield();
+  PutDeferred();
 }
 
 void Pool::PutOrDefer(Block* block) {

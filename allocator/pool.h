@@ -145,6 +145,9 @@ class Pool {
   friend class Placement;  // which locks all pools at once
   void PutDeferred() GPULEDGER_REQUIRES(mutex);
   void Unlock() GPULEDGER_RELEASE(mutex);
+  // For whoever holds another pool's lock: pools have no order among themselves, and need none, because growth is held, and
+  // whoever has a pool's lock without growth waits for no other. By trying, so that tools that look for an order find none.
+  void LockBesideAnother() GPULEDGER_ACQUIRE(mutex);
   Block* Split(Block* block, Bytes low_size);  // the high part, in the same space, in no bin
   Block* MergeWithRight(Block* block);
   void InsertBin(Block* block);
