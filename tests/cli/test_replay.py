@@ -209,6 +209,16 @@ def test_flags_that_make_no_sense_are_refused(small, arguments, says):
     assert says in ran.stderr
 
 
+def test_a_gnuplot_that_fails_is_an_error_and_leaves_no_picture(small, tmp_path):
+    broken = tmp_path / "bin/gnuplot"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    ran = gpuledger("replay", small, "--plot", tmp_path / "x.png", env={"PATH": f"{broken.parent}:/usr/bin:/bin"})
+    assert ran.returncode == 1 and "gnuplot ended with status 3" in ran.stderr
+    assert not list(tmp_path.glob("x.png*"))
+
+
 def test_without_gnuplot_a_picture_is_refused_before_the_work(small, tmp_path):
     ran = gpuledger("replay", small, "--plot", tmp_path / "x.png", env={"PATH": str(tmp_path)})
     assert ran.returncode == 2 and "gnuplot-nox" in ran.stderr and ran.stdout == ""

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -109,8 +110,11 @@ std::string Script(const Replayed& r, const std::string& path, bool svg) {
 absl::Status Run(const std::string& script) {
   std::FILE* const pipe = ::popen(std::string(kProgram).c_str(), "w");
   if (pipe == nullptr) return absl::UnavailableError(fmt::format("{} cannot be started: {}", kProgram, std::strerror(errno)));
+  // If it ends before it has read all, its exit status tells, and not a signal that ends this program.
+  const auto before = std::signal(SIGPIPE, SIG_IGN);
   std::fwrite(script.data(), 1, script.size(), pipe);
   const int ended = ::pclose(pipe);
+  std::signal(SIGPIPE, before);
   if (ended == 0) return absl::OkStatus();
   return absl::InternalError(fmt::format("{} ended with status {}", kProgram, WIFEXITED(ended) ? WEXITSTATUS(ended) : ended));
 }
