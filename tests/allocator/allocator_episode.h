@@ -82,6 +82,7 @@ class Episode {
   void Step(Allocate o) {
     const uint64_t id = requests++;
     OwnerScope scope(PayerAt(o.payer));
+    upstream.requester = StreamAt(o.stream).raw();
     const absl::StatusOr<DevicePtr> address = allocator.AllocateRaw(Bytes(o.size), StreamAt(o.stream));
     NoteRanges();
     if (!address.ok()) {
@@ -95,8 +96,8 @@ class Episode {
       if (block.begin < begin + charged && block.end > begin) failure = "two live blocks overlap";
     }
     uint64_t covered = begin;  // of [begin, begin + charged), by mappings in the order of their addresses
-    for (const auto& [at, size] : upstream.mapped) {
-      if (at <= covered) covered = std::max(covered, at + size);
+    for (const auto& [at, mapping] : upstream.mapped) {
+      if (at <= covered && !mapping.dead) covered = std::max(covered, at + mapping.size);
     }
     if (covered < begin + charged) failure = "a block lies on unmapped addresses";
     blocks.emplace(id, NaiveBlock{*address, o.size, charged, o.stream, o.payer, {}, false});
