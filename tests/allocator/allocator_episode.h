@@ -107,7 +107,8 @@ class Episode {
   // No fragmentation can refuse a block of at most one handle while a whole new handle may still be mapped.
   bool Fits(Allocate o) {
     const Totals t = allocator.totals();
-    return o.size <= kHandle.count() && t.reserved + kHandle <= std::min(cap, kMemory);
+    const Bytes handle = upstream.granularity();
+    return o.size <= handle.count() && t.reserved + handle <= std::min(cap, kMemory);
   }
   void Step(Free o) {
     const auto found = blocks.find(o.block);
@@ -280,8 +281,8 @@ inline std::vector<Operation> RandomEpisode(std::mt19937_64& random, size_t leng
       operations.push_back(Cap{1 + below(12)});
     } else if (with_faults) {
       const UpstreamCall calls[] = {UpstreamCall::kReserve, UpstreamCall::kCreate, UpstreamCall::kMap, UpstreamCall::kUnmap, UpstreamCall::kRelease,
-                                    UpstreamCall::kUnreserve};
-      operations.push_back(Fail{static_cast<int>(calls[below(6)]), 1 + below(4)});
+                                    UpstreamCall::kUnreserve, UpstreamCall::kStreamWait};
+      operations.push_back(Fail{static_cast<int>(calls[below(7)]), 1 + below(4)});
     }
   }
   return operations;

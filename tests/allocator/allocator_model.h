@@ -138,6 +138,7 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     return passed;
   }
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override {
+    if (absl::Status fault = Fault(UpstreamCall::kStreamWait); !fault.ok()) return fault;
     absl::Status status = inner.MakeStreamWait(stream, fence);
     for (const Recorded& r : recorded) {
       if (status.ok() && r.fence == fence) ordered[{stream.raw(), r.stream}] = r.queued;
