@@ -26,9 +26,14 @@ void Placement::LockOthers(const Pool& pool, bool lock) GPULEDGER_NO_THREAD_SAFE
 
 // Handles that hold nothing first, then those of the pool's own stream, then the longest free. Of handles free for equally
 // long the highest goes: the low end of a range stays dense.
-std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, const Tried& tried) const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   std::vector<FreeHandle> donors;
-  for (const Handle& orphan : orphans_) donors.push_back({nullptr, Bytes(), orphan, 0});
+  Bytes would_be = reserved();  // under a cap lowered since, not all that hold nothing may be used
+  for (const Handle& orphan : orphans_) {
+    would_be += orphan.size;
+    if (would_be > cap) break;
+    donors.push_back({nullptr, Bytes(), orphan, 0});
+  }
   if (!pool.may_receive_donors) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
@@ -169,6 +174,10 @@ bool Placement::TrimOnce(Bytes target, uint64_t freed_before, std::vector<const 
     PoolLock lock(*pool);
     pool->ListFreeHandles({}, spare);
   }
+  // A handle keeps a second address if its fence could not be waited for, or the unmapping failed: it cannot be released.
+  std::erase_if(spare, [&](const FreeHandle& h) {
+    return std::any_of(dead_.begin(), dead_.end(), [&](const Dead& dead) { return dead.handle.id == h.handle.id; });
+  });
   if (freed_before != kAnyTime) std::erase_if(spare, [&](const FreeHandle& h) { return h.freed_at >= freed_before; });
   std::sort(spare.begin(), spare.end(), [](const FreeHandle& a, const FreeHandle& b) {
     if (a.freed_at != b.freed_at) return a.freed_at < b.freed_at;

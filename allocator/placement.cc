@@ -108,7 +108,7 @@ std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes c
   std::vector<FreeHandle> donors;
   const auto fill = [&](const Window& window, Bytes at_most) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS -> std::optional<Plan> {
     donors.clear();
-    if (window.missing > gate) donors = ListDonors(pool, {window.offset, size}, tried);
+    if (window.missing > gate) donors = ListDonors(pool, {window.offset, size}, cap, tried);
     return FillGaps(pool.Gaps(window.offset, size), donors, {gate, at_most},
                     {granularity_, LargestHandle(pool.kind(), granularity_, peak_live_, window.missing)});
   };

@@ -105,7 +105,7 @@ class Placement {
   absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap);
   // Plans how the window is filled, and takes the donors out of their pools. Empty, with shortage_ and why_, if it cannot be.
   std::vector<Step> TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried) GPULEDGER_REQUIRES(pool.mutex);
-  [[nodiscard]] std::vector<FreeHandle> ListDonors(const Pool& pool, Extent keep, const Tried& tried) const;
+  [[nodiscard]] std::vector<FreeHandle> ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const;
   // The three parts of carrying a plan out. False, with `tried` the wiser, asks for another plan; an error ends the request.
   absl::StatusOr<bool> RecordDonorFences(Pool& pool, std::vector<Step>& steps, Tried& tried);
   absl::StatusOr<bool> CreateHandles(std::vector<Step>& steps, Tried& tried);
