@@ -17,6 +17,7 @@ TESTS = {  # program: (seconds that it may take, what it shows)
     "cuda_fences_test": (60, "fences, asked as seldom as possible"),
     "cuda_stream_test": (60, "streams with fills and copies on them, as `gpuledger replay` uses them"),
     "cuda_faults_test": (60, "each driver call failing in turn"),
+    "cuda_allocator_test": (120, "captures, per-thread streams, destroyed streams, forks"),
     "cuda_model_test": (120, "the allocator against a naive map"),
     "open_cuda": (30, "an upstream that ends after main()"),
     "resource_contract_test": (180, "the cuda::mr resource's contract, in each form that it is held in"),
