@@ -1,4 +1,5 @@
 // What a shard cannot do on its own: changes of the accounts themselves, one at a time, and all that stops the ledger.
+#include <algorithm>
 #include <utility>
 
 #include "hold_back.h"
@@ -34,13 +35,21 @@ void Ledger::Impl::DebitCentrally(Shard& shard, Charge::Entry& entry) {
   const uint64_t charged = entry.charged.count();
   const auto fits = [charged](const Account& account) { return account.headroom() >= charged; };
   const bool others = attached.size() > (shard.attached ? 1u : 0u);
-  const bool stop = !fits(total) || (!fits(role) && others) || (!(fits(owner.total) && fits(line)) && owner.holders != 0);
+  const auto must_stop = [&] {
+    return !fits(total) || (!fits(role) && others) || (!(fits(owner.total) && fits(line)) && owner.holders != 0);
+  };
+  if (must_stop() && others) Borrow(&shard, entry, owner);
+  const bool stop = must_stop();
+  bool tight = false;
   if (stop) {
     LockAttached(&shard);
     RevokeAttached();
+    // So little is left below a peak that every thread would soon be here again: they had better go central in turn.
+    const uint64_t least = std::min({total.headroom(), role.headroom(), owner.total.headroom(), line.headroom()});
+    tight = others && least / (4 * attached.size()) < charged;
   }
 
-  if (shard.attached && !owner.above_soft_cap && fits(total) && fits(role) && fits(owner.total) && fits(line)) {
+  if (shard.attached && !tight && !owner.above_soft_cap && fits(total) && fits(role) && fits(owner.total) && fits(line)) {
     InstallSlot(shard, owner);
     const auto r = static_cast<size_t>(entry.payer.role);
     Shard::Slot& slot = shard.slots[entry.payer.owner.value() & shard.slot_mask];
@@ -57,7 +66,8 @@ void Ledger::Impl::DebitCentrally(Shard& shard, Charge::Entry& entry) {
     entry.debit_epoch = epoch.load(std::memory_order_relaxed);
     if (total.peak() != peak) epoch.store(entry.debit_epoch + 1, std::memory_order_release);
     NoteSoftCap(owner, shard.crossings);
-    if (rose && stop) DetachAll();
+    if (stop && (rose || tight)) DetachAll();
+    if (tight && !rose) quiet_needed = std::min(quiet_needed * 2, kMostQuietChanges);
     shard.quiet_changes = rose ? 0 : shard.quiet_changes + 1;
     AttachIfQuiet(shard);
   }
@@ -83,7 +93,35 @@ void Ledger::Impl::FreeCentrally(Shard& shard, Charge::Entry& entry, State to) {
 }
 
 void Ledger::Impl::AttachIfQuiet(Shard& shard) {
-  if (!shard.attached && !shard.late && shard.quiet_changes >= kQuietChanges) Attach(shard);
+  if (shard.attached || shard.late || shard.quiet_changes < quiet_needed) return;
+  Attach(shard);
+  quiet_needed = std::max(quiet_needed - quiet_needed / 8, kQuietChanges);
+}
+
+void Ledger::Impl::Borrow(const Shard* mine, const Charge::Entry& entry, OwnerAccounts& owner) {
+  const uint64_t charged = entry.charged.count();
+  const auto r = static_cast<size_t>(entry.payer.role);
+  const auto take = [charged](Account& account, uint64_t& room) {
+    const uint64_t headroom = account.headroom();
+    if (headroom >= charged) return;
+    const uint64_t taken = std::min(room, std::max(charged - headroom, room / 2));
+    room -= taken;
+    account.Return(taken);
+  };
+  Account& line = AccountOf(owner, entry.payer.role);
+  for (size_t asked = 0; asked < attached.size(); ++asked) {
+    Shard& lender = *attached[next_lender++ % attached.size()];
+    if (&lender == mine) continue;
+    SpinHold hold(lender.mutex);
+    take(total, lender.room);
+    take(by_role[r], lender.roles[r].room);
+    Shard::Slot& slot = lender.slots[entry.payer.owner.value() & lender.slot_mask];
+    if (slot.owner == entry.payer.owner.value()) {
+      take(owner.total, slot.room);
+      take(line, slot.roles[r].room);
+    }
+    if (std::min({total.headroom(), by_role[r].headroom(), owner.total.headroom(), line.headroom()}) >= charged) return;
+  }
 }
 
 Account& Ledger::Impl::AccountOf(OwnerAccounts& owner, Role role) {

@@ -10,7 +10,8 @@
 // at or below central in_use + budgets, hence below the peak: no peak can be made unseen. Nor can one be missed or
 // invented: a change that may exceed a limit first *stops the ledger* (the central mutex and the locks of all shards that
 // may hold changes back, all taken before the first is drained), so it is compared with what is truly in use at one
-// instant. One shortcut: an account that no other shard may hold changes of needs no stop.
+// instant. Two shortcuts: an account that no other shard may hold changes of needs no stop; and before a stop, room that
+// others do not use is taken back from them (Borrow): budgets move, and their sum stays.
 //
 // Who was live at the peak costs O(1) a change: each new peak of the device opens an *epoch*, with everything drained; an
 // account saves its value at its first central change in an epoch. So the value at the peak is the saved one if the
@@ -147,7 +148,10 @@ struct Ledger::Impl {
 
   // ---- central ----
 
-  static constexpr uint32_t kQuietChanges = 4;  // after so many without a new peak a shard attaches
+  // After so many central changes without a new peak a shard attaches: more where attaching did not last.
+  static constexpr uint32_t kQuietChanges = 4, kMostQuietChanges = 1024;
+  uint32_t quiet_needed GPULEDGER_GUARDED_BY(central) = kQuietChanges;
+  size_t next_lender GPULEDGER_GUARDED_BY(central) = 0;
 
   mutable Mutex central;
   Account total;
@@ -163,6 +167,9 @@ struct Ledger::Impl {
   std::array<Account*, 4> AccountsOf(Payer payer) GPULEDGER_REQUIRES(central);
   void GoCentral(Shard& shard, Charge::Entry& entry, Charge::Entry::State to) GPULEDGER_REQUIRES(shard.mutex);
   void DebitCentrally(Shard& shard, Charge::Entry& entry) GPULEDGER_REQUIRES(central, shard.mutex);
+  // Takes room that other shards do not use back into the headroom of the four accounts, until the entry fits: one shard
+  // after the other, for budgets alone are moved, and nothing is said about what is in use.
+  void Borrow(const Shard* mine, const Charge::Entry& entry, OwnerAccounts& owner) GPULEDGER_REQUIRES(central);
   void FreeCentrally(Shard& shard, Charge::Entry& entry, Charge::Entry::State to) GPULEDGER_REQUIRES(central, shard.mutex);
   void AttachIfQuiet(Shard& shard) GPULEDGER_REQUIRES(central, shard.mutex);
   void Transfer(Charge::Entry& entry, Payer to) GPULEDGER_EXCLUDES(central);
