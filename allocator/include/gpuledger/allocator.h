@@ -1,6 +1,6 @@
 // gpuledger/allocator.h - the caching allocator: blocks out of an upstream's memory, every byte with an owner.
 //
-// Each stream has a pool: reserved addresses, which handles of physical memory are mapped into as it grows. They are cut
+// Each stream has two pools, for small and for large requests: reserved addresses, which handles of physical memory are mapped into as they grow. They are cut
 // into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
 // other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
 //
@@ -115,7 +115,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   // `size` bytes, usable by work of `stream` ordered after this call; 512 B aligned; content undefined. Zero bytes is the
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
   // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
-  // Synchronises the device: only on the rungs below growth (donors and pending work are waited for).
+  // Synchronises the device: only on the rungs below growth (pending work is waited for), and where the upstream cannot alias.
   // kNotFound for a private pool that was released, kFailedPrecondition in a forked child of a CUDA process.
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
