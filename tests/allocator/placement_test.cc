@@ -36,9 +36,11 @@ class PlacementTest : public ::testing::Test {
 
   FakeUpstream upstream{Options()};
   Ledger ledger{kDevice, upstream, nullptr};
-  Placement placement{upstream, ledger};
-  Pool& one = **placement.MakePool(S(1), PoolKind::kLarge);
-  Pool& two = **placement.MakePool(S(2), PoolKind::kLarge);
+  AddressMap blocks;
+  Placement placement{upstream, ledger, blocks};
+  const StreamUse first{StreamKey::Of(S(1)), kSharedPool}, second{StreamKey::Of(S(2)), kSharedPool};
+  Pool& one = **placement.MakePool(first, PoolKind::kLarge);
+  Pool& two = **placement.MakePool(second, PoolKind::kLarge);
   Bytes live;  // of what is not told to the ledger here
 };
 
@@ -59,7 +61,7 @@ TEST_F(PlacementTest, MapsADonorAtItsNewAddressBeforeTheOldOneGoes) {
 }
 
 TEST_F(PlacementTest, MakesNoStreamWaitForItself) {
-  Pool& small = **placement.MakePool(S(1), PoolKind::kSmall);
+  Pool& small = **placement.MakePool(first, PoolKind::kSmall);
   Leave(one, 16_MiB);
   for (int i = 0; i < 32; ++i) ASSERT_TRUE(Grow(small, 256_KiB).ok());
   EXPECT_EQ(placement.reserved(), 18_MiB);
