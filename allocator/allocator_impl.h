@@ -1,106 +1,142 @@
-// allocator/allocator_impl.h - the data behind CachingAllocator, and the rungs of its ladder.
+// allocator/allocator_impl.h - the data behind CachingAllocator, and the steps of its ladder.
 //
-// One lock guards pools, blocks and the index; the ledger has its own, always taken inside. Invariants (invariants.cc):
-// every block of every pool is cached, in use, pending or unmapped; the index holds exactly the blocks in use and
-// pending, and their charges are exactly the ledger's live ones; reserved is the mapped granules.
+//   hit     the thread's cache (thread_cache.h), or the stream's pool (pool.h), each under its own lock
+//   miss    the ladder, under `growth`: one miss at a time
+//
+// Lock order: growth -> pending -> pool -> the ledger's (per-thread objects -> central -> shards) -> the upstream's. Two
+// pools are locked at once only under growth. Nothing is held while callbacks run or while work is waited for on the
+// rung that waits for pending blocks.
 #pragma once
 
-#include <array>
+#include <atomic>
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include <absl/container/flat_hash_map.h>
-
+#include "address_map.h"
+#include "callbacks.h"
 #include "gpuledger/allocator.h"
-#include "pool.h"
+#include "ledger_impl.h"
+#include "pending_blocks.h"
+#include "placement.h"
+#include "stream_pools.h"
 #include "sync.h"
+#include "thread_cache.h"
 
 namespace gpuledger {
 
 struct CachingAllocator::Impl {
-  Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink)
-      : upstream(its_upstream),
-        granule(its_upstream.granularity()),
-        mapping(its_upstream.capabilities().mapping),
-        ledger(its_upstream.device(), its_upstream, sink),
-        options(its_options) {}
+  static constexpr Bytes kLargestRequest = Bytes(uint64_t{1} << 62);
 
-  // Which handles Grow may map: only new ones, or also cached ones of any pool, moved.
-  enum class Donors { kNo, kYes };
-  // What the last miss was short of: it decides what would have helped.
-  enum class Shortage { kCap, kUpstream, kAddresses };
-  using Donor = std::pair<Pool*, uint64_t>;  // a granule of a pool
-
-  // A block that was freed lately, for whoever frees it again.
-  struct Freed {
-    uint64_t address = 0;
-    Payer payer;
-    SiteId site = kNoSite;
-  };
+  Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink);
 
   Upstream& upstream;
+  const DeviceId device;
   const Bytes granule;
   const bool mapping;  // Capabilities::mapping
-  Ledger ledger;
+  const OnMisuse on_misuse;
+  const Bytes device_total;
+  // A forked child of an upstream that does not survive forks: nothing is handed out any more.
+  std::atomic<bool> refuses = false;
 
-  mutable Mutex mutex;
-  AllocatorOptions options GPULEDGER_GUARDED_BY(mutex);
-  BlockStore store GPULEDGER_GUARDED_BY(mutex);
-  absl::flat_hash_map<Stream, std::unique_ptr<Pool>> pools GPULEDGER_GUARDED_BY(mutex);
-  std::vector<Pool*> pool_order GPULEDGER_GUARDED_BY(mutex);  // as they were made: reports and donors do not depend on hashes
-  // Of an upstream that cannot map (whole_ranges.cc): one pool a range. Those of `pools` are empty then, and in no order.
-  std::vector<std::unique_ptr<Pool>> whole_pools GPULEDGER_GUARDED_BY(mutex);
-  absl::flat_hash_map<uint64_t, Block*> index GPULEDGER_GUARDED_BY(mutex);  // in use and pending, by address
-  std::vector<Block*> pending GPULEDGER_GUARDED_BY(mutex);
-  // Handles that the upstream would not take back: they count against the cap, and are used before new ones are made.
-  std::vector<HandleId> orphans GPULEDGER_GUARDED_BY(mutex);
-  std::array<Freed, 256> freed GPULEDGER_GUARDED_BY(mutex);
-  size_t next_freed GPULEDGER_GUARDED_BY(mutex) = 0;
-  Shortage shortage GPULEDGER_GUARDED_BY(mutex) = Shortage::kUpstream;
-  Bytes peak_reserved GPULEDGER_GUARDED_BY(mutex);
-  uint64_t upstream_calls GPULEDGER_GUARDED_BY(mutex) = 0;
+  AddressMap blocks;  // outlives the ledger, whose shards hold the caches
+  Ledger ledger_owned;
+  Ledger::Impl& ledger;
+  PendingBlocks pending;
+  Callbacks callbacks;
 
-  absl::StatusOr<Pool*> PoolOf(Stream stream) GPULEDGER_REQUIRES(mutex);
-  // The rest of Allocate after a miss: the ladder.
-  absl::StatusOr<Block*> AllocateSlow(Pool& pool, SizeClass size_class, Bytes requested, Payer payer)
-      GPULEDGER_REQUIRES(mutex);
-  // The last rung: the miss goes on record, and its report into the error.
-  absl::Status OutOfMemory(const Pool& pool, SizeClass size_class, Bytes requested, Payer payer, std::string_view why)
-      GPULEDGER_REQUIRES(mutex);
-  absl::StatusOr<Block*> Grow(Pool& pool, Bytes size, Donors donors) GPULEDGER_REQUIRES(mutex);
-  // Wholly cached granules, those of `pool` first, none inside [keep, keep_end) of it.
-  [[nodiscard]] std::vector<Donor> ListDonors(const Pool& pool, Bytes keep, Bytes keep_end) const GPULEDGER_REQUIRES(mutex);
-  // Takes `count` handles out of these granules. A pool whose stream or memory fails is passed over; fewer than `count`
-  // is kResourceExhausted, and what was taken is given back to the upstream.
-  absl::StatusOr<std::vector<HandleId>> TakeDonors(const std::vector<Donor>& donors, uint64_t count) GPULEDGER_REQUIRES(mutex);
-  // Gives cached handles back until reserved is at most `target`, or none is left.
-  void Trim(Bytes target) GPULEDGER_REQUIRES(mutex);
-  void RecordFences(Pending& block) GPULEDGER_REQUIRES(mutex);
-  absl::Status WaitForStream(Stream stream) GPULEDGER_REQUIRES(mutex);
-  // The same rungs where ranges come with their memory (whole_ranges.cc).
-  absl::StatusOr<Block*> AllocateFromWholeRanges(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
-  Block* TakeFromWholeRanges(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
-  absl::StatusOr<Block*> BuyRange(Stream stream, SizeClass size_class) GPULEDGER_REQUIRES(mutex);
+  mutable Mutex growth;
+  AllocatorOptions options GPULEDGER_GUARDED_BY(growth);
+  Placement placement GPULEDGER_GUARDED_BY(growth);
+  std::vector<std::unique_ptr<StreamPools>> stream_pools GPULEDGER_GUARDED_BY(growth);  // as they were made
+  uint64_t next_pool_id GPULEDGER_GUARDED_BY(growth) = 1;
+  std::vector<PoolId> private_pools GPULEDGER_GUARDED_BY(growth);  // not yet released
+
+  // ---- hits (allocator.cc) ----
+
+  static ThreadCaches* CachesOf(Ledger::Shard& shard) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    return static_cast<ThreadCaches*>(shard.extension.get());  // set by this thread, and read by it
+  }
+  // The pools of a stream, and the thread's cache for them; null for a thread that is over.
+  struct Place {
+    StreamPools* pools = nullptr;
+    StreamCache* cache = nullptr;
+  };
+  Place FindPlace(Ledger::Shard& shard, Stream stream, PoolId pool) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    ThreadCaches* const caches = CachesOf(shard);
+    StreamCache* const cache = caches == nullptr || shard.late ? nullptr : caches->Find(stream, pool);
+    return {cache == nullptr ? nullptr : cache->pools, cache};
+  }
+  [[gnu::noinline, gnu::cold]] absl::StatusOr<Place> MakePlace(Ledger::Shard& shard, Stream stream, PoolId pool)
+      GPULEDGER_EXCLUDES(growth);
+  // Charges the block, whose address goes into the request; true if a soft cap was crossed (Ledger::Impl::Tell).
+  bool HandOut(Ledger::Shard& shard, Block* block, ChargeRequest& request) GPULEDGER_REQUIRES(shard.mutex);
+  Block* TakeFromPool(const Place& place, SizeClass size_class);
+  // A block fresh from its pool gets an address, and a home.
+  void Welcome(Block* block, StreamCache* home);
+  // The ledger's part of a free, and its record.
+  void Uncharge(Ledger::Shard& shard, Block* block) GPULEDGER_REQUIRES(shard.mutex);
+  void FreePending(Ledger::Shard& shard, Block* block);
+  // Back to the pool, without waiting for its lock.
+  void GiveBack(Block* block);
+  void GiveBackList(Block* list);
+
+  // ---- blocks in use (blocks_in_use.cc) ----
+
+  // Takes the block at `address` out of *in use* into `to`; null if none in use starts there.
+  Block* Claim(DevicePtr address, FrontState to) const;
+  void ReportMisuse(DevicePtr address, std::string_view call);
+  absl::Status BadRequest(Bytes size, Stream stream) const;
+  // The taken block that holds this address; null if there is none.
+  Block* TakenBlockHolding(DevicePtr address) const GPULEDGER_REQUIRES(growth);
+
+  // ---- misses (ladder.cc) ----
+
+  [[gnu::noinline, gnu::cold]] absl::StatusOr<Block*> AllocateSlow(const Place& place, SizeClass size_class, const ChargeRequest& request)
+      GPULEDGER_EXCLUDES(growth);
+  // The rungs that wait for nobody; `last` also those that disturb everybody.
+  absl::StatusOr<Block*> Climb(const Place& place, SizeClass size_class, bool last) GPULEDGER_REQUIRES(growth);
+  absl::StatusOr<Block*> Grow(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
+  // Of the device, every thread's changes in it.
+  [[nodiscard]] Usage ExactUsage() const;
+  absl::StatusOr<StreamPools*> PoolsOf(StreamKey key, PoolId id) GPULEDGER_REQUIRES(growth);
+  [[nodiscard]] absl::Status Refusal() const;  // what a forked child is told
+  // Calls those who asked to be told near the cap.
+  void TellOfReserved() GPULEDGER_EXCLUDES(growth);
+  StreamPools* ReusePools(StreamKey key) GPULEDGER_REQUIRES(growth);
+  absl::Status OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request, std::string_view why)
+      GPULEDGER_REQUIRES(growth);
+  // Empties thread caches into the pools: those of `pools` (null: of all) and, of the rest, those idle since the last look.
+  void ReclaimCaches(const StreamPools* pools) GPULEDGER_REQUIRES(growth);
+  // Blocks whose fences have passed go back to their pools; how many.
+  uint64_t CompletePending() GPULEDGER_EXCLUDES(pending.mutex());
+  void Complete(const std::vector<Block*>& passed);
+  absl::Status WaitForPending() GPULEDGER_EXCLUDES(growth);
+
+  // ---- giving back (release.cc) ----
+
+  Bytes Release(Bytes target, uint64_t freed_before) GPULEDGER_REQUIRES(growth);
+  // Pools whose streams cannot be fenced (released private ones, a dead thread's) donate from here on, if the device can
+  // be synchronised; true if there were any.
+  bool SynchronizeOrphans() GPULEDGER_REQUIRES(growth);
+  void RetireCaches(const StreamPools& pools) GPULEDGER_REQUIRES(growth);
+  bool ThreadIsGone(ThreadId thread);
+
+  // ---- where ranges come with their memory (whole_ranges.cc) ----
+
+  absl::StatusOr<Block*> AllocateFromWholeRanges(const Place& place, SizeClass size_class, bool last) GPULEDGER_REQUIRES(growth);
+  Block* TakeFromWholeRanges(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
+  absl::StatusOr<Block*> BuyRange(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
   // Gives wholly cached ranges back until reserved is at most `target`; true if any went.
-  bool GiveBackRanges(Bytes target) GPULEDGER_REQUIRES(mutex);
-  // How many granules of the pool could be given back now.
-  [[nodiscard]] uint64_t SpareGranules(const Pool& pool) const GPULEDGER_REQUIRES(mutex);
-  absl::StatusOr<HandleId> UnmapGranule(Pool& pool, uint64_t g) GPULEDGER_REQUIRES(mutex);
-  void Release(HandleId handle) GPULEDGER_REQUIRES(mutex);
-  uint64_t CompletePending() GPULEDGER_REQUIRES(mutex);
-  absl::Status WaitForPending() GPULEDGER_REQUIRES(mutex);
-  void Complete(Block* block) GPULEDGER_REQUIRES(mutex);
+  bool GiveBackRanges(Bytes target) GPULEDGER_REQUIRES(growth);
 
-  [[nodiscard]] Bytes reserved() const GPULEDGER_REQUIRES(mutex);
-  [[nodiscard]] Totals totals() const GPULEDGER_REQUIRES(mutex);
-  // The block in use that starts at `address`; null if none does.
-  [[nodiscard]] Block* FindInUse(DevicePtr address) const GPULEDGER_REQUIRES(mutex);
-  void ReportMisuse(DevicePtr address, std::string_view call) const GPULEDGER_REQUIRES(mutex);
-  [[nodiscard]] const Block* BlockHolding(DevicePtr address) const GPULEDGER_REQUIRES(mutex);
-  [[nodiscard]] std::string OutOfMemoryReport(const Pool& pool, Bytes requested, Payer payer, std::string_view why) const
-      GPULEDGER_REQUIRES(mutex);
-  [[nodiscard]] absl::Status Check() const GPULEDGER_REQUIRES(mutex);
+  // ---- what it says of itself (invariants.cc, oom_report.cc) ----
+
+  [[nodiscard]] Totals TotalsNow() const GPULEDGER_REQUIRES(growth);
+  [[nodiscard]] std::string OutOfMemoryReport(const Place& place, const ChargeRequest& request, std::string_view why) const
+      GPULEDGER_REQUIRES(growth);
+  [[nodiscard]] absl::Status Check() GPULEDGER_REQUIRES(growth);
 };
 
 }  // namespace gpuledger

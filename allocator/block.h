@@ -1,52 +1,39 @@
-// allocator/block.h - a part of a range, and what it may be.
+// allocator/block.h - a part of a range: what the pool knows of it, and what the front does.
 //
-// A block is in exactly one state, and a state holds exactly what belongs to it: a charge lives inside kInUse and
-// kPending alone, so a cached block with a payer, or a live one without, cannot be written down.
+// The pool sees space: taken, cached, unmapped or dead. Whoever took a block knows more (block_front.h): whether it is in
+// use, pending, or in a thread's cache.
 #pragma once
 
-#include <variant>
-#include <vector>
-
-#include "gpuledger/ledger.h"
+#include "block_front.h"
 #include "gpuledger/types.h"
 
 namespace gpuledger {
 
 class Pool;
 
-struct Cached {};
-
-struct Unmapped {};  // addresses without memory: whole granules of the range
-
-struct InUse {
-  explicit InUse(Charge its_charge) : charge(std::move(its_charge)) {}
-  Charge charge;
-  std::vector<Stream> other_streams;  // that use it, beside its pool's
-};
-
-// Freed, but work of other streams may still touch it.
-struct Pending {
-  Pending(Charge its_charge, std::vector<Stream> streams)
-      : charge(std::move(its_charge)), unfenced(std::move(streams)) {}
-  Charge charge;
-  std::vector<Stream> unfenced;  // streams whose fence could not be recorded yet
-  std::vector<FenceId> fences;   // recorded, not yet passed
+enum class Space : uint8_t {
+  kTaken,     // handed out by the pool, and not put back: in use, pending, in a cache of the front, or on its way
+  kCached,    // memory that the pool may hand out; in a bin
+  kUnmapped,  // addresses without memory: a multiple of the granularity
+  kDead,      // its handle has moved on; the old mapping waits for a fence, and then becomes unmapped
 };
 
 struct Block {
+  // ---- the pool's: guarded by pool->mutex, but pool, offset and size of a taken block stay as they are ----
   Pool* pool = nullptr;
   Bytes offset;  // from the range's base
   Bytes size;    // a multiple of SizeClass::kGranule
-  std::variant<Cached, Unmapped, InUse, Pending> state;
   Block* left = nullptr;  // neighbours in the range
   Block* right = nullptr;
-  Block* bin_previous = nullptr;  // neighbours in the bin, if cached
-  Block* bin_next = nullptr;
+  uint64_t freed_at = 0;  // cached: when most of it was put there, nanoseconds of the upstream's clock
+  Space space = Space::kTaken;
+
+  BlockFront front;
 
   [[nodiscard]] Bytes end() const { return offset + size; }
-  [[nodiscard]] bool cached() const { return std::holds_alternative<Cached>(state); }
-  [[nodiscard]] bool unmapped() const { return std::holds_alternative<Unmapped>(state); }
-  [[nodiscard]] bool free_space() const { return cached() || unmapped(); }
+  [[nodiscard]] bool taken() const { return space == Space::kTaken; }
+  [[nodiscard]] bool cached() const { return space == Space::kCached; }
+  [[nodiscard]] bool unmapped() const { return space == Space::kUnmapped; }
 };
 
 }  // namespace gpuledger

@@ -21,20 +21,40 @@ Capabilities CapabilitiesOf(const FakeOptions& options) {
 constexpr uint64_t kFirstAddress = uint64_t{1} << 40;
 constexpr uint64_t kLastAddress = uint64_t{1} << 62;
 
+// Growth in thousandths at 2, 32 and 128 MiB: the H100's figures of the table, each the middle of its span.
+struct Growth {
+  uint64_t at_32, at_128;
+};
+
+uint64_t Grown(uint64_t cost, Bytes size, Growth growth) {
+  const auto between = [size](uint64_t low_mib, uint64_t low, uint64_t high_mib, uint64_t high) {
+    const double mib = static_cast<double>(size.count()) / (1 << 20);
+    return static_cast<double>(low) + (mib - static_cast<double>(low_mib)) * static_cast<double>(high - low) / static_cast<double>(high_mib - low_mib);
+  };
+  double thousandths = 1000;
+  if (size > 32_MiB) {
+    thousandths = between(32, growth.at_32, 128, growth.at_128);
+  } else if (size > 2_MiB) {
+    thousandths = between(2, 1000, 32, growth.at_32);
+  }
+  return static_cast<uint64_t>(static_cast<double>(cost) * thousandths / 1000);
+}
+
 }  // namespace
 
-uint64_t FakeCosts::of(UpstreamCall call) const {
+uint64_t FakeCosts::of(UpstreamCall call, Bytes size) const {
   switch (call) {
     case UpstreamCall::kReserve: return reserve;
     case UpstreamCall::kUnreserve: return unreserve;
-    case UpstreamCall::kCreate: return create;
-    case UpstreamCall::kRelease: return release;
-    case UpstreamCall::kMap: return map;
+    case UpstreamCall::kCreate: return Grown(create, size, {1310, 1450});
+    case UpstreamCall::kRelease: return Grown(release, size, {2380, 7290});
+    case UpstreamCall::kMap: return Grown(map, size, {1000, 1150});
     case UpstreamCall::kUnmap: return unmap;
     case UpstreamCall::kRecordFence: return record_fence;
     case UpstreamCall::kPollFence: return poll_fence;
     case UpstreamCall::kWaitFence: return wait_fence;
     case UpstreamCall::kStreamWait: return stream_wait;
+    case UpstreamCall::kSynchronize: return synchronize;
   }
   Die("FakeCosts: no such call");
 }
@@ -44,7 +64,7 @@ struct FakeUpstream::State {
       : options(o), books(o.device, o.total, o.granularity, CapabilitiesOf(o)), hold(o.hold_fences) {}
 
   // Every call begins here: it is counted and takes its time, misused or not, and then fails if a fault is due.
-  absl::Status Begin(UpstreamCall call, absl::Status misuse) GPULEDGER_REQUIRES(mutex);
+  absl::Status Begin(UpstreamCall call, absl::Status misuse, Bytes size = Bytes()) GPULEDGER_REQUIRES(mutex);
 
   struct Fault {
     uint64_t call;  // fails when the count of its kind reaches this
@@ -63,8 +83,8 @@ struct FakeUpstream::State {
   HeldFences held GPULEDGER_GUARDED_BY(mutex);
 };
 
-absl::Status FakeUpstream::State::Begin(UpstreamCall call, absl::Status misuse) {
-  const uint64_t cost = options.costs.of(call);
+absl::Status FakeUpstream::State::Begin(UpstreamCall call, absl::Status misuse, Bytes size) {
+  const uint64_t cost = options.costs.of(call, size);
   now += cost;
   driver += cost;
   const uint64_t count = ++calls[static_cast<size_t>(call)];
@@ -127,7 +147,7 @@ absl::Status FakeUpstream::Unreserve(Range range) {
 absl::StatusOr<HandleId> FakeUpstream::CreateHandle(Bytes size) {
   State& s = *state_;
   MutexLock lock(s.mutex);
-  absl::Status status = s.Begin(UpstreamCall::kCreate, s.books.CheckCreate(size));
+  absl::Status status = s.Begin(UpstreamCall::kCreate, s.books.CheckCreate(size), size);
   if (!status.ok()) return status;
   return s.books.AddHandle(size, 0);
 }
@@ -135,7 +155,7 @@ absl::StatusOr<HandleId> FakeUpstream::CreateHandle(Bytes size) {
 absl::Status FakeUpstream::ReleaseHandle(HandleId handle) {
   State& s = *state_;
   MutexLock lock(s.mutex);
-  absl::Status status = s.Begin(UpstreamCall::kRelease, s.books.CheckRelease(handle));
+  absl::Status status = s.Begin(UpstreamCall::kRelease, s.books.CheckRelease(handle), s.books.SizeOf(handle));
   if (status.ok()) s.books.RemoveHandle(handle);
   return status;
 }
@@ -143,7 +163,7 @@ absl::Status FakeUpstream::ReleaseHandle(HandleId handle) {
 absl::Status FakeUpstream::Map(DevicePtr address, HandleId handle) {
   State& s = *state_;
   MutexLock lock(s.mutex);
-  absl::Status status = s.Begin(UpstreamCall::kMap, s.books.CheckMap(address, handle));
+  absl::Status status = s.Begin(UpstreamCall::kMap, s.books.CheckMap(address, handle), s.books.SizeOf(handle));
   if (status.ok()) s.books.AddMapping(address, handle);
   return status;
 }
@@ -197,6 +217,14 @@ absl::Status FakeUpstream::MakeStreamWait(Stream stream, FenceId fence) {
 void FakeUpstream::DropFence(FenceId fence) {
   MutexLock lock(state_->mutex);
   state_->books.RemoveFence(fence);  // a held one stays held: the work it stands for is still to be done
+}
+
+absl::Status FakeUpstream::Synchronize() {
+  State& s = *state_;
+  MutexLock lock(s.mutex);
+  absl::Status status = s.Begin(UpstreamCall::kSynchronize, absl::OkStatus());
+  if (status.ok()) s.held.PassAll();
+  return status;
 }
 
 void FakeUpstream::Advance(uint64_t nanoseconds) {

@@ -16,11 +16,12 @@ struct Registry {
 };
 
 void Before();
-void After();
+void AfterInParent();
+void AfterInChild();
 
 Registry& All() {
   static Registry& registry = []() -> Registry& {
-    pthread_atfork(Before, After, After);
+    pthread_atfork(Before, AfterInParent, AfterInChild);
     return *new Registry;  // never destroyed: fork is legal after main()
   }();
   return registry;
@@ -32,10 +33,16 @@ void Before() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   LockNamesForFork();
 }
 
-void After() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+void AfterInParent() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   UnlockNamesAfterFork();
   for (auto it = All().allocators.rbegin(); it != All().allocators.rend(); ++it) (*it)->UnlockAfterFork();
   All().mutex.Unlock();
+}
+
+void AfterInChild() {
+  AfterInParent();
+  MutexLock lock(All().mutex);
+  for (CachingAllocator* allocator : All().allocators) allocator->ForgetOtherThreads();
 }
 
 }  // namespace

@@ -1,250 +1,202 @@
-// The cold half of CachingAllocator: what happens on a miss, rung by rung, and giving memory back.
+// The cold half of AllocateRaw: what happens on a miss, rung by rung.
 #include <algorithm>
 
 #include <fmt/format.h>
 
 #include "allocator_impl.h"
-#include "fork_guard.h"
 
 namespace gpuledger {
 namespace {
 
 std::string_view Text(const absl::Status& status) { return {status.message().data(), status.message().size()}; }
 
+template <class T>
+bool Exhausted(const absl::StatusOr<T>& tried) {
+  return !tried.ok() && absl::IsResourceExhausted(tried.status());
+}
+
 }  // namespace
 
-absl::StatusOr<Pool*> CachingAllocator::Impl::PoolOf(Stream stream) {
-  const auto found = pools.find(stream);
-  if (found != pools.end()) return found->second.get();
-  if (!mapping) {  // it holds no block: every request goes on to whole_ranges.cc
-    auto empty = std::make_unique<Pool>(stream, Range{DevicePtr::Null(stream.device()), Bytes()}, granule, store);
-    return pools.emplace(stream, std::move(empty)).first->second.get();
+absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(const Place& place, SizeClass size_class, const ChargeRequest& request) {
+  absl::StatusOr<Block*> block = nullptr;
+  const auto climb = [&](bool last) {
+    MutexLock lock(growth);
+    block = Climb(place, size_class, last);
+    return !Exhausted(block);
+  };
+  // Rungs 1 to 4, which wait for nobody; then those that disturb everybody: all caches, released pools, trimming.
+  const bool found = climb(false) || climb(true) ||
+                     // Callbacks, on this thread, with no lock held.
+                     callbacks.FreeSome(size_class.charged(), [&] { return climb(true); }) ||
+                     // Pending work, waited for; then everything once more.
+                     (WaitForPending().ok(), climb(true));  // whatever it could wait for is cached now
+  if (found) {
+    TellOfReserved();
+    return block;
   }
-  // As good as endless: free space is found again by windows, so addresses run out long after memory does.
-  Bytes size = (std::min(upstream.memory_info().total, 16_TiB) * 4u).RoundUpTo(granule);
-  absl::StatusOr<Range> range = upstream.Reserve(size);
-  for (; !range.ok() && size > granule * 64u; range = upstream.Reserve(size)) size = (size / 2u).RoundUpTo(granule);
-  if (!range.ok()) return range.status();
-  Pool* pool = pools.emplace(stream, std::make_unique<Pool>(stream, *range, granule, store)).first->second.get();
-  pool_order.push_back(pool);
-  return pool;
+  MutexLock lock(growth);
+  return OutOfMemory(place, size_class, request, Text(block.status()));
 }
 
-[[gnu::noinline, gnu::cold]] absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(Pool& pool, SizeClass size_class,
-                                                                                         Bytes requested, Payer payer) {
-  if (!mapping) {
-    absl::StatusOr<Block*> block = AllocateFromWholeRanges(pool.stream(), size_class);
-    if (block.ok() || !absl::IsResourceExhausted(block.status())) return block;
-    return OutOfMemory(pool, size_class, requested, payer, Text(block.status()));
-  }
-  // 1. Fences that have passed since.
+absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeClass size_class, bool last) {
+  if (refuses) return Refusal();
+  if (!mapping) return AllocateFromWholeRanges(place, size_class, last);
+  Pool& pool = place.pools->For(size_class.charged());
+  const auto take = [&](Pool& from) {
+    PoolLock lock(from);
+    Block* const block = from.Take(size_class);
+    if (block != nullptr) Welcome(block, place.cache);
+    return block;
+  };
+  // 1. What another thread has put there meanwhile; fences that have passed since.
+  if (Block* block = take(pool)) return block;
   if (CompletePending() > 0) {
-    if (Block* block = pool.Take(size_class)) return block;
+    if (Block* block = take(pool)) return block;
   }
-  // 2. New handles, up to the cap.
-  absl::StatusOr<Block*> grown = Grow(pool, size_class.charged(), Donors::kNo);
-  if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
-  // 3. Donors: cached handles of any pool, moved to where they are needed.
-  grown = Grow(pool, size_class.charged(), Donors::kYes);
-  if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
-  // 4. Pending work, waited for; then everything once more.
-  if (!pending.empty()) {
-    WaitForPending().IgnoreError();  // whatever it could wait for is cached now
-    if (Block* block = pool.Take(size_class)) return block;
-    grown = Grow(pool, size_class.charged(), Donors::kYes);
-    if (grown.ok() || !absl::IsResourceExhausted(grown.status())) return grown;
-  }
-  // 5. The report.
-  return OutOfMemory(pool, size_class, requested, payer, Text(grown.status()));
+  // 2. Caches of this stream, whoever's, and idle ones of other streams: their blocks may join into one that fits.
+  ReclaimCaches(last ? nullptr : place.pools);
+  if (last) SynchronizeOrphans();
+  if (Block* block = take(pool)) return block;
+  // 3. New handles up to the gate, donors, new handles up to the cap.
+  absl::StatusOr<Block*> grown = Grow(place, size_class);
+  if (!Exhausted(grown) || !last) return grown;
+  // 4. Handles of sizes that do not fit go back, so that others can be had.
+  placement.Trim(Bytes());
+  grown = Grow(place, size_class);
+  if (!Exhausted(grown)) return grown;
+  // 5. The stream's other pool.
+  if (Block* block = take(place.pools->Beside(size_class.charged()))) return block;
+  return grown;
 }
 
-absl::Status CachingAllocator::Impl::OutOfMemory(const Pool& pool, SizeClass size_class, Bytes requested, Payer payer,
-                                                 std::string_view why) {
-  Record record;
-  record.kind = RecordKind::kOutOfMemory;
-  record.requested = requested;
-  record.charged = size_class.charged();
-  record.stream = pool.stream().raw();
-  record.owner = payer.owner;
-  record.role = payer.role;
-  ledger.Note(record);
-  return absl::ResourceExhaustedError(OutOfMemoryReport(pool, requested, payer, why));
+void CachingAllocator::Impl::TellOfReserved() {
+  if (!callbacks.near_cap()) return;
+  Totals totals;
+  {
+    MutexLock lock(growth);
+    totals = TotalsNow();
+  }
+  callbacks.NoteReserved(totals, std::min(totals.cap, device_total));
 }
 
-absl::StatusOr<Block*> CachingAllocator::Impl::Grow(Pool& pool, Bytes size, Donors donors) {
-  const std::optional<Window> window = pool.FindWindow(size);
-  if (!window) {
-    shortage = Shortage::kAddresses;
-    return absl::ResourceExhaustedError(fmt::format("the {} of addresses of this stream have no room for it", ToString(pool.range().size)));
-  }
-  const std::vector<uint64_t> missing = pool.MissingGranules(window->offset, size);
-
-  // Enough handles for the window or none, and none is made before it is clear that there will be enough.
-  const auto below_cap = [&](Bytes held) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-    return held < options.cap ? (options.cap - held) / granule : 0;
-  };
-  const uint64_t old = std::min(uint64_t{orphans.size()}, below_cap(reserved()));
-  const uint64_t under_cap = below_cap(reserved() + granule * orphans.size());
-  const uint64_t available = upstream.memory_info().free / granule;
-  const uint64_t fresh = std::min(under_cap, available);
-  shortage = under_cap <= available ? Shortage::kCap : Shortage::kUpstream;
-  std::string why = shortage == Shortage::kCap ? fmt::format("the cap is {}", ToString(options.cap))
-                                               : fmt::format("the upstream has {} left", ToString(upstream.memory_info().free));
-  std::vector<Donor> movable;
-  if (donors == Donors::kYes) movable = ListDonors(pool, window->offset, window->offset + size);
-  if (old + fresh + movable.size() < missing.size()) return absl::ResourceExhaustedError(why);
-
-  std::vector<HandleId> handles;
-  const auto release_all = [&]() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-    for (const HandleId handle : handles) Release(handle);
-    handles.clear();
-  };
-  for (; handles.size() < std::min<uint64_t>(missing.size(), old); orphans.pop_back()) handles.push_back(orphans.back());
-  for (uint64_t made = 0; handles.size() < missing.size() && made < fresh; ++made) {
-    const absl::StatusOr<HandleId> handle = upstream.CreateHandle(granule);
-    ++upstream_calls;
-    if (!handle.ok()) {
-      if (!absl::IsResourceExhausted(handle.status())) {
-        release_all();
-        return handle.status();
-      }
-      shortage = Shortage::kUpstream;
-      why = std::string(handle.status().message());
-      break;
-    }
-    handles.push_back(*handle);
-  }
-  if (const uint64_t short_of = missing.size() - handles.size(); short_of > 0) {
-    const absl::StatusOr<std::vector<HandleId>> moved = TakeDonors(movable, short_of);
-    if (!moved.ok()) {
-      release_all();
-      return absl::ResourceExhaustedError(why);
-    }
-    handles.insert(handles.end(), moved->begin(), moved->end());
-  }
-
-  for (size_t i = 0; i < missing.size(); ++i) {
-    const absl::Status mapped = upstream.Map(pool.granule_address(missing[i]), handles[i]);
-    ++upstream_calls;
-    if (!mapped.ok()) {
-      handles.erase(handles.begin(), handles.begin() + static_cast<std::ptrdiff_t>(i));  // those are cached now, and stay
-      release_all();
-      return mapped;
-    }
-    pool.NoteMapped(missing[i], handles[i]);
-    peak_reserved = std::max(peak_reserved, reserved());
-    Record record;
-    record.kind = RecordKind::kMapped;
-    record.charged = granule;
-    record.address = pool.granule_address(missing[i]).address();
-    record.stream = pool.stream().raw();
-    ledger.Note(record);
-  }
-  return pool.Carve(window->offset, size);
+absl::Status CachingAllocator::Impl::Refusal() const {
+  return absl::FailedPreconditionError(fmt::format(
+      "this process was forked from one that uses device {} ({}), which works only in the process that initialised it: start workers with spawn or "
+      "forkserver, or keep to the CPU in this one",
+      device.value(), upstream.name()));
 }
 
-std::vector<CachingAllocator::Impl::Donor> CachingAllocator::Impl::ListDonors(const Pool& pool, Bytes keep, Bytes keep_end) const {
-  std::vector<Donor> own, others;
-  for (Pool* donor : pool_order) {
-    const bool mine = donor == &pool;
-    for (const uint64_t g : donor->DonorGranules(mine ? keep : Bytes(), mine ? keep_end : Bytes())) (mine ? own : others).emplace_back(donor, g);
+absl::StatusOr<Block*> CachingAllocator::Impl::Grow(const Place& place, SizeClass size_class) {
+  if (options.release_after.count() > 0) {
+    const uint64_t now = upstream.now().value(), age = static_cast<uint64_t>(options.release_after.count());
+    if (now > age) placement.Trim(Bytes(), now - age);
   }
-  own.insert(own.end(), others.begin(), others.end());
-  return own;
+  const Usage live = ExactUsage();
+  absl::StatusOr<Block*> grown =
+      placement.Grow(place.pools->For(size_class.charged()), size_class, live.in_use + live.pending, live.peak, options.cap);
+  if (grown.ok()) Welcome(*grown, place.cache);
+  return grown;
 }
 
-absl::StatusOr<std::vector<HandleId>> CachingAllocator::Impl::TakeDonors(const std::vector<Donor>& donors, uint64_t count) {
-  std::vector<HandleId> handles;
-  const Pool* waited_for = nullptr;
-  const Pool* bad = nullptr;
-  for (const auto& [donor, g] : donors) {
-    if (handles.size() == count) break;
-    if (donor == bad) continue;
-    if (donor != waited_for && !WaitForStream(donor->stream()).ok()) {
-      bad = donor;
-      continue;
-    }
-    waited_for = donor;
-    if (const absl::StatusOr<HandleId> handle = UnmapGranule(*donor, g); handle.ok()) {
-      handles.push_back(*handle);
-    } else {
-      bad = donor;
-    }
-  }
-  if (handles.size() == count) return handles;
-  for (const HandleId handle : handles) Release(handle);
-  return absl::ResourceExhaustedError("too few cached handles could be moved");
+Usage CachingAllocator::Impl::ExactUsage() const {
+  Stopped stopped(ledger);
+  return ledger.Read(ledger.total);
 }
 
-absl::Status CachingAllocator::Impl::WaitForStream(Stream stream) {
-  const absl::StatusOr<FenceId> fence = upstream.RecordFence(stream);
-  if (!fence.ok()) return fence.status();
-  const absl::Status waited = upstream.WaitFence(*fence);
-  upstream.DropFence(*fence);
+// ---- pending blocks ------------------------------------------------------------------------------------------------------
+
+uint64_t CachingAllocator::Impl::CompletePending() {
+  const std::vector<Block*> passed = pending.TakePassed();
+  if (passed.empty()) return 0;
+  Ledger::Shard& shard = ledger.MyShard();
+  for (Block* block : passed) {
+    {
+      SpinHold hold(shard.mutex);
+      Uncharge(shard, block);
+    }
+    GiveBack(block);
+  }
+  return passed.size();
+}
+
+absl::Status CachingAllocator::Impl::WaitForPending() {
+  absl::Status waited = pending.Wait();
+  CompletePending();
   return waited;
 }
 
-absl::StatusOr<HandleId> CachingAllocator::Impl::UnmapGranule(Pool& pool, uint64_t g) {
-  const HandleId handle = *pool.handle(g);
-  const absl::Status unmapped = upstream.Unmap(pool.granule_address(g), handle);
-  ++upstream_calls;
-  if (!unmapped.ok()) return unmapped;
-  Record record;
-  record.kind = RecordKind::kUnmapped;
-  record.charged = granule;
-  record.address = pool.granule_address(g).address();
-  record.stream = pool.stream().raw();
-  ledger.Note(record);
-  return pool.NoteUnmapped(g);
+uint64_t CachingAllocator::CompletePending() { return impl_->CompletePending(); }
+
+absl::Status CachingAllocator::Settle() {
+  const absl::Status waited = impl_->WaitForPending();
+  const size_t left = impl_->pending.size();
+  if (left == 0 || !waited.ok()) return waited;
+  return absl::InternalError(fmt::format("{} block(s) stay pending: they were freed while the others were waited for", left));
 }
 
-void CachingAllocator::Impl::Release(HandleId handle) {
-  ++upstream_calls;
-  if (!upstream.ReleaseHandle(handle).ok()) orphans.push_back(handle);
+// ---- thread caches -------------------------------------------------------------------------------------------------------
+
+void CachingAllocator::Impl::ReclaimCaches(const StreamPools* pools) {
+  Block* taken = nullptr;
+  ledger.ForEachShard([&](Ledger::Shard& shard, bool abandoned) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    const ThreadCaches* caches = CachesOf(shard);
+    if (caches == nullptr) return;
+    for (const auto& cache : caches->all()) {
+      const bool idle = abandoned || !std::exchange(cache->used, false);
+      if (pools != nullptr && cache->pools != pools && !idle) continue;
+      for (Block* block = cache->TakeAll(); block != nullptr;) {
+        Block* const next = block->front.next;
+        block->front.next = std::exchange(taken, block);
+        block = next;
+      }
+    }
+  });
+  GiveBackList(taken);
 }
 
-void CachingAllocator::Impl::Trim(Bytes target) {
-  if (!mapping) {
-    GiveBackRanges(target);
-    return;
+// ---- places --------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<CachingAllocator::Impl::Place> CachingAllocator::Impl::MakePlace(Ledger::Shard& shard, Stream stream, PoolId id) {
+  MutexLock lock(growth);
+  if (refuses) return Refusal();
+  absl::StatusOr<StreamPools*> pools = PoolsOf(StreamKey::Of(stream), id);
+  if (!pools.ok()) return pools.status();
+  if (shard.late) return Place{*pools, nullptr};
+  SpinHold hold(shard.mutex);
+  if (shard.extension == nullptr) shard.extension = std::make_unique<ThreadCaches>();
+  return Place{*pools, &CachesOf(shard)->Make(shard, **pools)};
+}
+
+absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, PoolId id) {
+  if (id != kSharedPool && std::find(private_pools.begin(), private_pools.end(), id) == private_pools.end()) {
+    return absl::NotFoundError(fmt::format("there is no private pool {}: it was released, or never made", id.value()));
   }
-  for (const HandleId handle : std::exchange(orphans, {})) Release(handle);
-  for (Pool* pool : pool_order) {
-    const std::vector<uint64_t> donors = pool->DonorGranules(Bytes(), Bytes());
-    if (reserved() <= target || donors.empty() || !WaitForStream(pool->stream()).ok()) continue;
-    for (const uint64_t g : donors) {
-      if (reserved() <= target) return;
-      const absl::StatusOr<HandleId> handle = UnmapGranule(*pool, g);
-      if (!handle.ok()) break;
-      Release(*handle);
+  for (const auto& pools : stream_pools) {
+    if (!pools->retired && pools->use.key == key && pools->use.id == id) return pools.get();
+  }
+  if (id == kSharedPool) {
+    if (StreamPools* again = ReusePools(key)) return again;
+  }
+  auto made = std::make_unique<StreamPools>(StreamPools{.use = {.key = key, .id = id}});
+  if (mapping) {
+    for (const auto& [kind, pool] : {std::pair{PoolKind::kSmall, &made->small}, std::pair{PoolKind::kLarge, &made->large}}) {
+      absl::StatusOr<Pool*> fresh = placement.MakePool(made->use, kind);
+      if (!fresh.ok()) return fresh.status();
+      (*fresh)->may_donate = (*fresh)->may_receive_donors = id == kSharedPool;
+      *pool = *fresh;
     }
   }
+  return stream_pools.emplace_back(std::move(made)).get();
 }
 
-Bytes CachingAllocator::ReleaseCached() {
-  Impl& a = *impl_;
-  MutexLock lock(a.mutex);
-  a.CompletePending();
-  const Bytes before = a.reserved() + a.granule * a.orphans.size();
-  a.Trim(Bytes());
-  return before - (a.reserved() + a.granule * a.orphans.size());
-}
-
-CachingAllocator::~CachingAllocator() {
-  UnregisterForFork(this);
-  Settle().IgnoreError();
-  for (const LiveAllocation& left : ledger().live()) {
-    if (!left.pending) {
-      Die(fmt::format("the allocator of device {} ends while a block of {} is in use, owner {} [{}]", ledger().device().value(),
-                      ToString(left.charged), OwnerName(left.payer.owner), RoleName(left.payer.role)));
-    }
+StreamPools* CachingAllocator::Impl::ReusePools(StreamKey key) {
+  for (const auto& pools : stream_pools) {
+    if (!pools->retired || pools->use.order != WorkOrder::kNone) continue;
+    pools->use = {.key = key, .id = kSharedPool};
+    pools->retired = false;
+    return pools.get();
   }
-  ReleaseCached();
-  MutexLock lock(impl_->mutex);
-  for (Pool* pool : impl_->pool_order) {
-    // A range that came with its memory, and that could not be given back after its stream, is left to the upstream.
-    if (impl_->mapping || pool->mapped_granules() == 0) impl_->upstream.Unreserve(pool->range()).IgnoreError();
-  }
+  return nullptr;
 }
 
 }  // namespace gpuledger

@@ -5,15 +5,119 @@
 
 #include <fmt/format.h>
 
+#include "hold_back.h"
 #include "ledger_impl.h"
 
 namespace gpuledger {
+
+using State = Charge::Entry::State;
 
 ThreadId ThisThread() {
   static std::atomic<uint32_t> next{1};
   thread_local const ThreadId id{next.fetch_add(1, std::memory_order_relaxed)};
   return id;
 }
+
+// ---- the hot path: a change that a thread may hold back ------------------------------------------------------------------
+
+Charge::Entry* Ledger::Impl::Debit(Shard& shard, const ChargeRequest& request, TimePoint now) {
+  if (request.charged.is_zero() || request.requested > request.charged) [[unlikely]] {
+    Die("Ledger::Debit: charged must be at least requested, and more than nothing");
+  }
+  if (shard.unused == nullptr) [[unlikely]] TakeEntries(shard);
+  if (shard.next_id == shard.end_of_ids) [[unlikely]] {
+    shard.next_id = next_ids.fetch_add(kIdsLeased, std::memory_order_relaxed);
+    shard.end_of_ids = shard.next_id + kIdsLeased;
+  }
+  Charge::Entry& entry = *shard.unused;
+  shard.unused = entry.next;
+  shard.unused_count -= 1;
+  entry.ledger = this;
+  entry.id = AllocationId(shard.next_id++);
+  entry.payer = request.payer;
+  entry.requested = request.requested;
+  entry.charged = request.charged;
+  entry.stream = request.stream;
+  entry.address = request.address;
+  entry.site = request.site;
+  entry.thread = ThreadOf(shard);
+  entry.time = now;
+  if (HoldBackDebit(shard, entry)) [[likely]] {
+    entry.debit_epoch = epoch.load(std::memory_order_relaxed);
+    entry.state = State::kInUse;
+  } else {
+    GoCentral(shard, entry, State::kInUse);
+  }
+  Write(shard, RecordKind::kAllocate, entry, now);
+  return &entry;
+}
+
+void Ledger::Impl::MakePending(Shard& shard, Charge::Entry* entry, TimePoint now) {
+  if (entry->state != State::kInUse) Die("Charge::MakePending: this charge is pending already");
+  if (HoldBackFree(shard, *entry, State::kPending)) [[likely]] {
+    entry->pending_epoch = epoch.load(std::memory_order_relaxed);
+    entry->state = State::kPending;
+  } else {
+    GoCentral(shard, *entry, State::kPending);
+  }
+  Write(shard, RecordKind::kFreeRequested, *entry, now);
+}
+
+void Ledger::Impl::Complete(Shard& shard, Charge::Entry* entry, TimePoint now) {
+  const bool was_in_use = entry->state == State::kInUse;
+  if (HoldBackFree(shard, *entry, State::kUnused)) [[likely]] {
+    entry->state = State::kUnused;
+  } else {
+    GoCentral(shard, *entry, State::kUnused);
+  }
+  if (was_in_use) Write(shard, RecordKind::kFreeRequested, *entry, now);
+  Write(shard, RecordKind::kFreeCompleted, *entry, now);
+  entry->next = shard.unused;
+  shard.unused = entry;
+  shard.unused_count += 1;
+  if (shard.unused_count >= 3 * kEntryBatch) [[unlikely]] GiveEntries(shard);
+}
+
+// ---- records ---------------------------------------------------------------------------------------------------------
+
+void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) {
+  const uint64_t number = ++shard.sequence;
+  if (sink == nullptr) return;
+  Record record;
+  record.sequence = number;
+  record.time = now;
+  record.allocation = entry.id;
+  record.address = entry.address.address();
+  record.requested = entry.requested;
+  record.charged = entry.charged;
+  record.stream = entry.stream.raw();
+  record.owner = entry.payer.owner;
+  record.site = entry.site;
+  record.thread = ThreadOf(shard);
+  record.device = device;
+  record.role = entry.payer.role;
+  record.kind = kind;
+  sink->Write(record);
+}
+
+void Ledger::Impl::WriteNote(Shard& shard, Record record, TimePoint now) {
+  record.device = device;
+  record.time = now;
+  record.thread = ThreadOf(shard);
+  record.sequence = ++shard.sequence;
+  if (sink != nullptr) sink->Write(record);
+}
+
+void Ledger::Impl::Tell(Shard& shard) {
+  std::vector<Crossing> crossings;
+  {
+    SpinHold hold(shard.mutex);
+    crossings.swap(shard.crossings);
+  }
+  for (const Crossing& crossing : crossings) crossing.soft_cap->on_crossing(crossing.what);
+}
+
+// ---- the public face ---------------------------------------------------------------------------------------------------
 
 Ledger::Ledger(DeviceId device, const Clock& clock, RecordSink* sink)
     : impl_(std::make_unique<Impl>(device, clock, sink)) {}
@@ -28,86 +132,38 @@ Ledger::~Ledger() {
 DeviceId Ledger::device() const { return impl_->device; }
 
 Charge Ledger::Debit(const ChargeRequest& request) {
-  if (request.charged.is_zero() || request.requested > request.charged) {
-    Die("Ledger::Debit: charged must be at least requested, and more than nothing");
-  }
-  const TimePoint now = impl_->clock.now();
-  const ThreadId thread = ThisThread();
-
   Impl& l = *impl_;
-  MutexLock lock(l.mutex);
-  if (l.unused == nullptr) l.unused = &l.entries.emplace_back();
-  Charge::Entry& entry = *l.unused;
-  l.unused = entry.next;
-  entry = Charge::Entry{};
-  entry.ledger = &l;
-  entry.id = AllocationId(l.next_allocation++);
-  entry.payer = request.payer;
-  entry.requested = request.requested;
-  entry.charged = request.charged;
-  entry.stream = request.stream;
-  entry.address = request.address;
-  entry.site = request.site;
-  entry.thread = thread;
-  entry.time = now;
-  l.Link(entry);
-  for (Account* account : l.Touch(entry.payer)) {
-    account->in_use += entry.charged;
-    account->requested += entry.requested;
-    account->charged_ever += entry.charged;
-    account->count += 1;
-    if (account != &l.total) account->peak = std::max(account->peak, account->in_use);
+  Shard& shard = l.MyShard();
+  const TimePoint now = l.clock.now();
+  Charge::Entry* entry = nullptr;
+  bool crossed = false;
+  {
+    SpinHold hold(shard.mutex);
+    entry = l.Debit(shard, request, now);
+    crossed = !shard.crossings.empty();
   }
-  entry.debit_sequence = l.Write(RecordKind::kAllocate, entry, now, thread);
-  if (l.total.in_use > l.total.peak) {
-    l.total.peak = l.total.in_use;
-    l.peak_sequence = entry.debit_sequence;
-    l.epoch += 1;
-  }
-  return Charge(&entry);
+  if (crossed) [[unlikely]] l.Tell(shard);
+  return Charge(entry);
 }
 
 void Charge::MakePending() {
   Ledger::Impl& l = *entry_->ledger;
+  Ledger::Shard& shard = l.MyShard();
   const TimePoint now = l.clock.now();
-  const ThreadId thread = ThisThread();
-  MutexLock lock(l.mutex);
-  if (entry_->pending()) Die("Charge::MakePending: this charge is pending already");
-  for (Account* account : l.Touch(entry_->payer)) {
-    account->in_use -= entry_->charged;
-    account->requested -= entry_->requested;
-    account->count -= 1;
-    account->pending += entry_->charged;
-    account->pending_count += 1;
-  }
-  entry_->pending_sequence = l.Write(RecordKind::kFreeRequested, *entry_, now, thread);
+  SpinHold hold(shard.mutex);
+  l.MakePending(shard, entry_, now);
 }
 
 void Charge::Complete() noexcept {
   Ledger::Impl& l = *entry_->ledger;
+  Ledger::Shard& shard = l.MyShard();
   const TimePoint now = l.clock.now();
-  const ThreadId thread = ThisThread();
-  MutexLock lock(l.mutex);
-  const bool was_pending = entry_->pending();
-  for (Account* account : l.Touch(entry_->payer)) {
-    if (was_pending) {
-      account->pending -= entry_->charged;
-      account->pending_count -= 1;
-    } else {
-      account->in_use -= entry_->charged;
-      account->requested -= entry_->requested;
-      account->count -= 1;
-    }
-  }
-  if (!was_pending) l.Write(RecordKind::kFreeRequested, *entry_, now, thread);
-  l.Write(RecordKind::kFreeCompleted, *entry_, now, thread);
-  l.Unlink(*entry_);
-  entry_->next = l.unused;
-  l.unused = entry_;
+  SpinHold hold(shard.mutex);
+  l.Complete(shard, entry_, now);
 }
 
 LiveAllocation Charge::info() const {
-  MutexLock lock(entry_->ledger->mutex);
+  MutexLock lock(entry_->ledger->central);  // keeps a Transfer away
   return entry_->info();
 }
 
@@ -115,135 +171,14 @@ void Ledger::Transfer(const Charge& charge, Payer to) {
   Impl& l = *impl_;
   Charge::Entry& entry = *charge.entry_;
   if (entry.ledger != &l) Die("Ledger::Transfer: the charge belongs to another ledger");
-  const TimePoint now = l.clock.now();
-  const ThreadId thread = ThisThread();
-  MutexLock lock(l.mutex);
-  const bool live_at_peak = l.LiveAtPeak(entry);
-  const bool pending = entry.pending();
-  const std::array<Account*, 4> old_accounts = l.Touch(entry.payer);
-  const std::array<Account*, 4> new_accounts = l.Touch(to);
-  for (size_t i = 0; i < old_accounts.size(); ++i) {
-    Account& from = *old_accounts[i];
-    Account& into = *new_accounts[i];
-    if (&from == &into) continue;  // the device's, and the role's or owner's that stays
-    if (live_at_peak) {
-      from.saved -= entry.charged;
-      into.saved += entry.charged;
-    }
-    into.charged_ever += entry.charged;
-    if (pending) {
-      from.pending -= entry.charged, into.pending += entry.charged;
-      from.pending_count -= 1, into.pending_count += 1;
-    } else {
-      from.in_use -= entry.charged, into.in_use += entry.charged;
-      from.requested -= entry.requested, into.requested += entry.requested;
-      from.count -= 1, into.count += 1;
-      into.peak = std::max(into.peak, into.in_use);
-    }
-  }
-  l.Unlink(entry);
-  entry.payer = to;
-  l.Link(entry);
-  l.Write(RecordKind::kTransfer, entry, now, thread);
-}
-
-void Ledger::ResetPeak() {
-  Impl& l = *impl_;
-  MutexLock lock(l.mutex);
-  const auto reset = [](Account& account) { account.peak = account.in_use; };
-  reset(l.total);
-  for (Account& account : l.by_role) reset(account);
-  for (auto& owner : l.owners) {
-    if (owner == nullptr) continue;
-    reset(owner->total);
-    for (auto& account : owner->roles) {
-      if (account != nullptr) reset(*account);
-    }
-  }
-  l.epoch += 1;
-  l.peak_sequence = l.sequence;
+  l.Transfer(entry, to);
 }
 
 void Ledger::Note(Record record) {
-  record.time = impl_->clock.now();
-  record.thread = ThisThread();
-  MutexLock lock(impl_->mutex);
-  impl_->WriteNote(record);
-}
-
-void Ledger::Impl::WriteNote(Record record) {
-  record.device = device;
-  record.sequence = ++sequence;
-  if (sink != nullptr) sink->Write(record);
-}
-
-void Ledger::LockForFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { impl_->mutex.Lock(); }
-void Ledger::UnlockAfterFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { impl_->mutex.Unlock(); }
-
-// ---- the data behind it ------------------------------------------------------------------------------------------
-
-OwnerAccounts& Ledger::Impl::OwnerOf(OwnerId owner) {
-  if (owner.value() >= owners.size()) owners.resize(owner.value() + 1);
-  std::unique_ptr<OwnerAccounts>& accounts = owners[owner.value()];
-  if (accounts == nullptr) accounts = std::make_unique<OwnerAccounts>();
-  return *accounts;
-}
-
-const OwnerAccounts* Ledger::Impl::FindOwner(OwnerId owner) const {
-  return owner.value() < owners.size() ? owners[owner.value()].get() : nullptr;
-}
-
-Account& Ledger::Impl::AccountOf(OwnerAccounts& owner, Role role) {
-  std::unique_ptr<Account>& account = owner.roles[static_cast<size_t>(role)];
-  if (account == nullptr) account = std::make_unique<Account>();
-  return *account;
-}
-
-std::array<Account*, 4> Ledger::Impl::Touch(Payer payer) {
-  OwnerAccounts& owner = OwnerOf(payer.owner);
-  const std::array<Account*, 4> accounts = {&total, &owner.total, &by_role[static_cast<size_t>(payer.role)],
-                                            &AccountOf(owner, payer.role)};
-  for (Account* account : accounts) account->Touch(epoch);
-  return accounts;
-}
-
-bool Ledger::Impl::LiveAtPeak(const Charge::Entry& entry) const {
-  return entry.debit_sequence <= peak_sequence && entry.pending_sequence > peak_sequence;
-}
-
-void Ledger::Impl::Link(Charge::Entry& entry) {
-  OwnerAccounts& owner = OwnerOf(entry.payer.owner);
-  entry.previous = owner.last;
-  entry.next = nullptr;
-  (owner.last == nullptr ? owner.first : owner.last->next) = &entry;
-  owner.last = &entry;
-}
-
-void Ledger::Impl::Unlink(Charge::Entry& entry) {
-  OwnerAccounts& owner = OwnerOf(entry.payer.owner);
-  (entry.previous == nullptr ? owner.first : entry.previous->next) = entry.next;
-  (entry.next == nullptr ? owner.last : entry.next->previous) = entry.previous;
-}
-
-uint64_t Ledger::Impl::Write(RecordKind kind, const Charge::Entry& entry, TimePoint time, ThreadId thread) {
-  const uint64_t number = ++sequence;
-  if (sink == nullptr) return number;
-  Record record;
-  record.sequence = number;
-  record.time = time;
-  record.allocation = entry.id;
-  record.address = entry.address.address();
-  record.requested = entry.requested;
-  record.charged = entry.charged;
-  record.stream = entry.stream.raw();
-  record.owner = entry.payer.owner;
-  record.site = entry.site;
-  record.thread = thread;
-  record.device = device;
-  record.role = entry.payer.role;
-  record.kind = kind;
-  sink->Write(record);
-  return number;
+  Shard& shard = impl_->MyShard();
+  const TimePoint now = impl_->clock.now();
+  SpinHold hold(shard.mutex);
+  impl_->WriteNote(shard, record, now);
 }
 
 }  // namespace gpuledger

@@ -41,33 +41,57 @@ std::string OwnerLines(const std::vector<OwnerUsage>& rows, uint64_t limit) {
 
 }  // namespace
 
-std::string CachingAllocator::Impl::OutOfMemoryReport(const Pool& pool, Bytes requested, Payer payer, std::string_view why) const {
-  const Totals t = totals();
-  Bytes largest, stranded;
-  for (const Pool* p : pool_order) {
-    for (const Block* b = p->first(); b != nullptr; b = b->right) {
+absl::Status CachingAllocator::Impl::OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request, std::string_view why) {
+  Record record;
+  record.kind = RecordKind::kOutOfMemory;
+  record.requested = request.requested;
+  record.charged = size_class.charged();
+  record.stream = request.stream.raw();
+  record.owner = request.payer.owner;
+  record.role = request.payer.role;
+  record.site = request.site;
+  ledger_owned.Note(record);
+  return absl::ResourceExhaustedError(OutOfMemoryReport(place, request, why));
+}
+
+std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const ChargeRequest& request, std::string_view why) const {
+  const Totals t = TotalsNow();
+  // Where the cached bytes are: handles of which some bytes are in use (stranded: no other pool can have them), handles of
+  // private pools, and whole ones.
+  Bytes largest, stranded, in_private_pools;
+  for (const auto& pool : placement.pools()) {
+    MutexLock lock(pool->mutex);
+    Bytes cached;
+    for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       if (!b->cached()) continue;
-      if (p->stream() == pool.stream()) largest = std::max(largest, b->size);
-      stranded += b->size;
+      if (&pool->use() == &place.pools->use) largest = std::max(largest, b->size);
+      cached += b->size;
     }
-    stranded -= granule * SpareGranules(*p);
+    const Bytes whole = mapping || pool->spare() == pool->mapped() ? pool->spare() : Bytes();
+    if (mapping && !pool->may_donate) {
+      in_private_pools += whole;
+    }
+    stranded += cached - whole;
   }
-  const Bytes charged = SizeClass::For(requested).charged();
-  std::string text = fmt::format("out of memory on device {} ({}): {} for {} [{}] could not be had: {}\n", ledger.device().value(), upstream.name(),
-                                 Human(requested), OwnerName(payer.owner), RoleName(payer.role), why);
+  std::string text = fmt::format("out of memory on device {} ({}): {} for {} [{}] could not be had: {}\n", device.value(), upstream.name(),
+                                 Human(request.requested), OwnerName(request.payer.owner), RoleName(request.payer.role), why);
   text += Equation(t);
   text += fmt::format("  cap {}; largest cached block of this stream {}; cached in pieces under one handle {}\n", CapText(t.cap), Human(largest), Human(stranded));
-  text += "  top owners of what is in use:\n" + OwnerLines(ledger.usage_by_owner(), options.report_owners);
+  if (!in_private_pools.is_zero()) {
+    text += fmt::format("  kept for captured graphs, in private pools that were not released: {}\n", Human(in_private_pools));
+  }
+  text += "  top owners of what is in use:\n" + OwnerLines(ledger_owned.usage_by_owner(), options.report_owners);
   text += "  what would help: ";
-  if (shortage == Shortage::kCap && charged + granule < Bytes::Max() - t.reserved) {
-    const Bytes need = (t.in_use + t.pending + stranded + charged).RoundUpTo(granule);
-    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granule)), Human(charged));
-  } else if (shortage == Shortage::kAddresses) {
+  if (placement.shortage() == Shortage::kCap && request.charged + granule < Bytes::Max() - t.reserved) {
+    const Bytes need = (t.in_use + t.pending + stranded + in_private_pools + request.charged).RoundUpTo(granule);
+    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granule)), Human(request.charged));
+  } else if (placement.shortage() == Shortage::kAddresses) {
     text += "a smaller request: no pool has so many addresses";
   } else {
-    text += fmt::format("freeing {}, or memory that others hold on this device", Human(charged));
+    text += fmt::format("freeing {}, or memory that others hold on this device", Human(request.charged));
   }
   if (!t.pending.is_zero()) text += fmt::format("; {} is pending on other streams", Human(t.pending));
+  if (!in_private_pools.is_zero()) text += "; releasing the private pools of graphs that are gone";
   return text;
 }
 
@@ -76,7 +100,7 @@ std::string CachingAllocator::Report() const {
   const Totals t = totals();
   uint64_t limit = 0;
   {
-    MutexLock lock(impl_->mutex);
+    MutexLock lock(impl_->growth);
     limit = impl_->options.report_owners;
   }
   const Usage usage = l.usage();

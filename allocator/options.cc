@@ -38,9 +38,20 @@ absl::Status ParseReportOwners(std::string_view text, AllocatorOptions& options)
   return absl::InvalidArgumentError(fmt::format("'{}' is not a count", text));
 }
 
+absl::Status ParseReleaseAfter(std::string_view text, AllocatorOptions& options) {
+  uint64_t seconds = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error != std::errc() || end != text.data() + text.size() || seconds > 1'000'000'000) {
+    return absl::InvalidArgumentError(fmt::format("'{}' is not a number of seconds", text));
+  }
+  options.release_after = std::chrono::seconds(seconds);
+  return absl::OkStatus();
+}
+
 constexpr Option kOptions[] = {
     {"GPULEDGER_CAP", "a size such as 8GiB: reserved never exceeds it", ParseCap},
     {"GPULEDGER_ON_MISUSE", "abort or warn: what a double free or a foreign pointer does", ParseOnMisuse},
+    {"GPULEDGER_RELEASE_AFTER", "seconds: cached memory that was not used for so long is given back at the next growth; 0: never", ParseReleaseAfter},
     {"GPULEDGER_REPORT_OWNERS", "a count: how many owners a report names", ParseReportOwners},
 };
 

@@ -63,6 +63,12 @@ class UpstreamBooks {
   // Requires: a live handle, as a Check has found.
   Handle& handle(HandleId handle) { return handles_.find(handle)->second; }
 
+  // Zero if it is not live.
+  [[nodiscard]] Bytes SizeOf(HandleId handle) const {
+    const auto found = handles_.find(handle);
+    return found == handles_.end() ? Bytes() : found->second.size;
+  }
+
   [[nodiscard]] DeviceId device() const { return device_; }
   [[nodiscard]] Bytes granularity() const { return granularity_; }
   [[nodiscard]] MemoryInfo memory_info() const { return {total_ - created_, total_}; }

@@ -16,88 +16,80 @@ constexpr Bytes kUsualRange = Bytes(uint64_t{32} << 20);
 
 }  // namespace
 
-absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(Stream stream, SizeClass size_class) {
-  // 1. The stream's ranges, now and with the fences that have passed since.
-  if (Block* block = TakeFromWholeRanges(stream, size_class)) return block;
+absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(const Place& place, SizeClass size_class, bool last) {
+  // 1. The stream's ranges, now, and with the fences that have passed since, and with what caches hold.
+  if (Block* block = TakeFromWholeRanges(place, size_class)) return block;
   if (CompletePending() > 0) {
-    if (Block* block = TakeFromWholeRanges(stream, size_class)) return block;
+    if (Block* block = TakeFromWholeRanges(place, size_class)) return block;
   }
+  ReclaimCaches(last ? nullptr : place.pools);
+  if (Block* block = TakeFromWholeRanges(place, size_class)) return block;
   // 2. A new range, up to the cap.
-  absl::StatusOr<Block*> bought = BuyRange(stream, size_class);
-  if (bought.ok() || !absl::IsResourceExhausted(bought.status())) return bought;
+  absl::StatusOr<Block*> bought = BuyRange(place, size_class);
+  if (bought.ok() || !absl::IsResourceExhausted(bought.status()) || !last) return bought;
   // 3. Cached ranges of all streams given back, for a new one.
-  if (GiveBackRanges(Bytes())) bought = BuyRange(stream, size_class);
-  if (bought.ok() || !absl::IsResourceExhausted(bought.status()) || pending.empty()) return bought;
-  // 4. Pending work, waited for; then everything once more.
-  WaitForPending().IgnoreError();  // whatever it could wait for is cached now
-  if (Block* block = TakeFromWholeRanges(stream, size_class)) return block;
-  GiveBackRanges(Bytes());
-  return BuyRange(stream, size_class);
+  SynchronizeOrphans();
+  if (GiveBackRanges(Bytes())) bought = BuyRange(place, size_class);
+  return bought;
 }
 
-Block* CachingAllocator::Impl::TakeFromWholeRanges(Stream stream, SizeClass size_class) {
-  for (Pool* pool : pool_order) {
-    if (pool->stream() != stream) continue;
-    if (Block* block = pool->Take(size_class)) return block;
+Block* CachingAllocator::Impl::TakeFromWholeRanges(const Place& place, SizeClass size_class) {
+  for (const auto& pool : placement.pools()) {
+    if (&pool->use() != &place.pools->use) continue;
+    PoolLock lock(*pool);
+    if (Block* block = pool->Take(size_class)) {
+      Welcome(block, place.cache);
+      return block;
+    }
   }
   return nullptr;
 }
 
-absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(Stream stream, SizeClass size_class) {
+absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, SizeClass size_class) {
   const Bytes needed = size_class.charged().RoundUpTo(granule);
-  const Bytes held = reserved();
-  shortage = Shortage::kCap;
+  const Bytes held = placement.reserved();
   if (held > options.cap || needed > options.cap - held) {
+    placement.set_shortage(Shortage::kCap);
     return absl::ResourceExhaustedError(fmt::format("the cap is {}", ToString(options.cap)));
   }
   absl::StatusOr<Range> range = absl::ResourceExhaustedError("");
   for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granule));;
        size = std::max(needed, (size / 2u).RoundUpTo(granule))) {
     if (size <= options.cap - held) {
-      ++upstream_calls;
+      placement.CountUpstreamCall();
       range = upstream.Reserve(size);
     }
     if (range.ok() || size == needed || !absl::IsResourceExhausted(range.status())) break;
   }
-  shortage = Shortage::kUpstream;
+  placement.set_shortage(Shortage::kUpstream);
   if (!range.ok()) return range.status();
-
-  Pool* pool = whole_pools.emplace_back(std::make_unique<Pool>(stream, *range, granule, store)).get();
-  pool_order.push_back(pool);
-  for (uint64_t g = 0; g < range->size / granule; ++g) pool->NoteMapped(g, HandleId(g + 1));  // no handle has this id
-  peak_reserved = std::max(peak_reserved, reserved());
-  Record record;
-  record.kind = RecordKind::kMapped;
-  record.charged = range->size;
-  record.address = range->base.address();
-  record.stream = stream.raw();
-  ledger.Note(record);
-  return pool->Take(size_class);
+  if (range->size > Bin::kLongestRange) {
+    upstream.Unreserve(*range).IgnoreError();
+    return absl::ResourceExhaustedError("the request is longer than any range");
+  }
+  Pool* const pool = placement.AdoptWholeRange(place.pools->use, *range);
+  PoolLock lock(*pool);
+  Block* const block = pool->Take(size_class);
+  Welcome(block, place.cache);
+  return block;
 }
 
 bool CachingAllocator::Impl::GiveBackRanges(Bytes target) {
-  const size_t before = whole_pools.size();
-  std::erase_if(whole_pools, [&](const std::unique_ptr<Pool>& pool) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-    if (SpareGranules(*pool) == 0 || reserved() <= target || !WaitForStream(pool->stream()).ok()) return false;
-    const Range range = pool->range();
-    ++upstream_calls;
-    if (!upstream.Unreserve(range).ok()) return false;
-    for (uint64_t g = pool->mapped_granules(); g > 0; --g) pool->NoteUnmapped(g - 1);
-    std::erase(pool_order, pool.get());
-    Record record;
-    record.kind = RecordKind::kUnmapped;
-    record.charged = range.size;
-    record.address = range.base.address();
-    record.stream = pool->stream().raw();
-    ledger.Note(record);
-    return true;
-  });
-  return whole_pools.size() < before;
-}
-
-uint64_t CachingAllocator::Impl::SpareGranules(const Pool& pool) const {
-  const uint64_t spare = pool.DonorGranules(Bytes(), Bytes()).size();
-  return mapping || spare == pool.mapped_granules() ? spare : 0;
+  bool any = false;
+  for (size_t i = placement.pools().size(); i-- > 0;) {  // the last bought first
+    Pool& pool = *placement.pools()[i];
+    {
+      PoolLock lock(pool);
+      if (pool.spare().is_zero() || pool.spare() != pool.mapped()) continue;
+    }
+    // All of it is cached, and only a miss, which holds `growth`, could take some of it.
+    if (placement.reserved() <= target || !placement.WaitFor(pool.use()).ok()) continue;
+    placement.CountUpstreamCall();
+    if (!upstream.Unreserve(pool.range()).ok()) continue;
+    placement.ForgetWholeRange(&pool);
+    any = true;
+  }
+  return any;
 }
 
 }  // namespace gpuledger

@@ -1,4 +1,4 @@
-"""Gathers the figures of a run (allocator, codec, loads) and writes one results file (.md, .json).
+"""Gathers the figures of a run (allocator, replays, codec, loads) and writes one results file (.md, .json).
 
 Called by run.sh, which says how. Every figure is a median of repetitions; every ratio is of two medians of one run.
 """
@@ -16,7 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import bitsandbytes
 import codec_table
+import hot_path
 import loads
+import replay_table
 import torch
 import transformers
 
@@ -35,20 +37,6 @@ def machine():
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{family.lower()}-{cores}core", f"{model}, {cores} cores, {memory:.0f} GiB, {gpu}"
-
-
-def medians(path):
-    """run name -> median of the real time in ns, and the relative spread (standard deviation / mean)."""
-    found = {}
-    for entry in json.loads(path.read_text())["benchmarks"]:
-        if entry.get("run_type") != "aggregate":
-            continue
-        row = found.setdefault(entry["run_name"].removesuffix("/real_time"), {})
-        if entry["aggregate_name"] == "median":
-            row["ns"] = entry["real_time"]
-        elif entry["aggregate_name"] == "cv":
-            row["cv"] = entry["real_time"]
-    return found
 
 
 def markdown(result):
@@ -76,14 +64,20 @@ def markdown(result):
         "| size | gpuledger | malloc | ratio | LibTorch CPU | ratio |",
         "|---|---|---|---|---|---|",
     ]
-    cases = [(text, f"pair/{{}}/{size}") for size, text in SIZES.items()] + [("random, 1000 live", "random/{}")]
+    cases = [(text, f"pair/{{}}/{size}") for size, text in SIZES.items()]
+    cases += [(f"random, {live:,} live", f"random/{{}}/live:{live}") for live in (1000, 10000)]
     for text, pattern in cases:
         ours, malloc, torch_cpu = (pattern.format(name) for name in ("gpuledger", "malloc", "torch"))
         lines.append(
             f"| {text} | {ns(ours)} | {ns(malloc)} | {ratio(ours, malloc)} | {ns(torch_cpu)} | {ratio(ours, torch_cpu)} |"
         )
-    lines += ["", "## `usage(owner)`, nanoseconds a call", "", "| threads writing meanwhile | gpuledger |", "|---|---|"]
-    lines += [f"| {writers} | {ns(f'usage/gpuledger/writers:{writers}')} |" for writers in (0, 1, 2)]
+    lines += ["", "## `usage(owner)`, nanoseconds a call", "", "| threads writing meanwhile | gpuledger | 90 % |", "|---|---|---|"]
+    for writers in (0, 1, 2, 4, 16):
+        name = f"usage/gpuledger/writers:{writers}"
+        lines.append(f"| {writers} | {ns(name)} | {rows[name]['ns_90_percent']:,.0f} |")
+    machine = f"this machine ({result['description']})"
+    lines += ["", *hot_path.markdown(result["hot_path"], result["hot_path_device"], machine)]
+    lines += ["", *replay_table.markdown(result["replay"])]
     lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
 
@@ -91,6 +85,7 @@ def markdown(result):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--allocator", type=pathlib.Path, required=True, help="JSON written by allocator_bench")
+    arguments.add_argument("--hot-path", type=pathlib.Path, required=True, help="JSON written by torch_cuda_bench")
     arguments.add_argument("--codec", type=pathlib.Path, required=True, help="JSON written by codec_bench")
     arguments.add_argument("--gpuledger", required=True, help="the gpuledger command")
     arguments.add_argument("--scratch", required=True, help="directory for synthetic models, 10 GB")
@@ -113,7 +108,10 @@ def main():
         "load_average": context.get("load_avg", [0.0])[0] if context.get("load_avg") else 0.0,
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, bitsandbytes {bitsandbytes.__version__}, "
         f"glibc {platform.libc_ver()[1]}",
-        "allocator": medians(options.allocator),
+        "allocator": hot_path.medians(options.allocator),
+        "hot_path": hot_path.medians(options.hot_path),
+        "hot_path_device": hot_path.device(options.hot_path),
+        "replay": replay_table.measure(options.gpuledger, options.repetitions),
         "codec": codec_table.measure(options.codec, options.repetitions),
         "loads": loads.measure(options.gpuledger, options.scratch, ["all-MiniLM-L6-v2", *loads.SYNTHETIC], options.repetitions),
     }

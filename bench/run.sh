@@ -18,7 +18,7 @@ done
 setup_lock
 setup_debian build check
 setup_python
-setup_build release allocator_bench codec_bench gpuledger_cli
+setup_build release allocator_bench torch_cuda_bench codec_bench gpuledger_cli fake_cuda_driver fake_cudart
 setup_unlock
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpuledger-bench.XXXXXX")
@@ -28,10 +28,13 @@ say "Allocator and ledger, $repetitions repetitions"
 "$ROOT/build/release/bin/allocator_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
   --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
   --benchmark_out="$scratch/allocator.json" --benchmark_out_format=json </dev/null
+say "Hot path beside PyTorch's CUDA allocator, on the fake CUDA, $repetitions repetitions"
+"$PYTHON" "$ROOT/bench/hot_path.py" --program "$ROOT/build/release/bin/torch_cuda_bench" --fake "$ROOT/build/release/fake_cuda" \
+  --out "$scratch/hot_path.json" --repetitions "$repetitions" </dev/null
 say "4-bit codec, $repetitions repetitions"
 "$ROOT/build/release/bin/codec_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
   --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
   --benchmark_out="$scratch/codec.json" --benchmark_out_format=json </dev/null
-say "Codec and loads beside bitsandbytes and transformers, $repetitions repetitions"
-"$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --codec "$scratch/codec.json" \
-  --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null
+say "Replays, codec and loads beside PyTorch, bitsandbytes and transformers, $repetitions repetitions"
+"$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --hot-path "$scratch/hot_path.json" \
+  --codec "$scratch/codec.json" --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null

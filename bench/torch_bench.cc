@@ -8,11 +8,15 @@ namespace {
 
 class TorchCpu {
  public:
-  void* Allocate(uint64_t size) { return allocator_->raw_allocate(size); }
-  void Free(void* block, uint64_t) { allocator_->raw_deallocate(block); }
+  class Lane {
+   public:
+    Lane(TorchCpu&, int) {}
+    void* Allocate(uint64_t size) { return allocator_->raw_allocate(size); }
+    void Free(void* block, uint64_t) { allocator_->raw_deallocate(block); }
 
- private:
-  c10::Allocator* allocator_ = c10::GetDefaultCPUAllocator();
+   private:
+    c10::Allocator* allocator_ = c10::GetDefaultCPUAllocator();
+  };
 };
 
 [[maybe_unused]] const bool registered = [] {

@@ -17,3 +17,15 @@ target_link_libraries(torch_wheel INTERFACE ${torch_dir}/lib/libc10.so ${torch_d
 target_link_options(torch_wheel INTERFACE -Wl,--unresolved-symbols=ignore-in-shared-libs -Wl,-rpath,${torch_dir}/lib)
 target_compile_definitions(torch_wheel INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
 message(STATUS "gpuledger: LibTorch ${GPULEDGER_TORCH_VERSION} in ${torch_dir}")
+
+# The allocator of CUDA memory alone, as torch_cuda_wheel. No run path: who runs a program of it says where PyTorch is, since
+# that may be another machine's.
+if(NOT EXISTS ${torch_dir}/lib/libc10_cuda.so)
+  message(STATUS "gpuledger: PyTorch's CUDA allocator, the peer in bench, left out: ${torch_dir} was built without CUDA")
+  return()
+endif()
+add_library(torch_cuda_wheel INTERFACE IMPORTED)
+target_include_directories(torch_cuda_wheel SYSTEM INTERFACE ${torch_dir}/include)
+target_link_libraries(torch_cuda_wheel INTERFACE ${torch_dir}/lib/libc10.so ${torch_dir}/lib/libc10_cuda.so)
+target_link_options(torch_cuda_wheel INTERFACE -Wl,--unresolved-symbols=ignore-in-shared-libs)
+target_compile_definitions(torch_cuda_wheel INTERFACE _GLIBCXX_USE_CXX11_ABI=1)

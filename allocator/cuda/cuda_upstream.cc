@@ -50,7 +50,7 @@ struct CudaUpstream::State {
         bool mapping, const CudaOptions& its_options)
       : context(std::move(its_context)),
         options(its_options),
-        capabilities({.aliasing = mapping, .host_accessible = false, .mapping = mapping}),
+        capabilities({.aliasing = mapping, .host_accessible = false, .mapping = mapping, .survives_fork = false}),
         books(device, total, granularity, capabilities),
         fences(*context, device) {}
 
@@ -263,6 +263,19 @@ absl::StatusOr<bool> CudaUpstream::PollFence(FenceId fence) { return state_->fen
 absl::Status CudaUpstream::WaitFence(FenceId fence) { return state_->fences.Wait(fence); }
 absl::Status CudaUpstream::MakeStreamWait(Stream stream, FenceId fence) {
   return state_->fences.MakeStreamWait(stream, fence);
+}
+absl::Status CudaUpstream::Synchronize() {
+  const cuda::Inside inside(*state_->context);
+  if (!inside.ok()) return inside.status("Synchronize");
+  const cuda::Result result = state_->driver().cuCtxSynchronize();
+  absl::Status status = state_->Said(result, "cuCtxSynchronize", "Synchronize");
+  return result == cuda::kStreamCaptureUnsupported ? absl::FailedPreconditionError(status.message()) : status;
+}
+bool CudaUpstream::Capturing(Stream stream) const {
+  const cuda::Inside inside(*state_->context);
+  cuda::CaptureStatus status = cuda::kCaptureNone;
+  const cuda::Result result = inside.ok() ? state_->driver().cuStreamIsCapturing(stream.raw(), &status) : cuda::kSuccess;
+  return result == cuda::kStreamCaptureImplicit || (result == cuda::kSuccess && status != cuda::kCaptureNone);
 }
 void CudaUpstream::DropFence(FenceId fence) { state_->fences.Drop(fence); }
 std::vector<FenceId> CudaUpstream::PassedFences(std::span<const FenceId> fences) {

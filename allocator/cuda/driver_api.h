@@ -63,6 +63,7 @@ inline constexpr int kHandleTypePosixFileDescriptor = 1;
 inline constexpr int kAccessReadWrite = 3;
 inline constexpr int kGranularityMinimum = 0;
 inline constexpr unsigned kEventDisableTiming = 2;
+inline constexpr unsigned kStreamNonBlocking = 1;
 inline constexpr uint64_t kProcAddressLegacyStream = 1;
 
 struct Location {
@@ -88,7 +89,7 @@ struct AccessDescription {  // CUmemAccessDesc
   int flags;
 };
 
-// X(name, first CUDA version of this form, parameters): every function the upstream calls.
+// X(name, first CUDA version of this form, parameters): every function that is called.
 #define GPULEDGER_CUDA_FUNCTIONS(X)                                                                                  \
   X(cuInit, 2000, (unsigned flags))                                                                                  \
   X(cuDriverGetVersion, 2020, (int* version))                                                                        \
@@ -115,7 +116,12 @@ struct AccessDescription {  // CUmemAccessDesc
   X(cuMemMap, 10020, (Address address, size_t size, size_t offset, Memory memory, uint64_t flags))                   \
   X(cuMemUnmap, 10020, (Address address, size_t size))                                                               \
   X(cuMemSetAccess, 10020, (Address address, size_t size, const AccessDescription* description, size_t count))       \
+  X(cuMemsetD32Async, 3020, (Address address, unsigned word, size_t count, StreamHandle stream))                     \
+  X(cuMemcpyDtoHAsync, 3020, (void* host, Address address, size_t size, StreamHandle stream))                        \
   X(cuStreamIsCapturing, 10000, (StreamHandle stream, CaptureStatus * status))                                       \
+  X(cuStreamCreate, 2000, (StreamHandle * stream, unsigned flags))                                                   \
+  X(cuStreamDestroy, 4000, (StreamHandle stream))                                                                    \
+  X(cuStreamSynchronize, 2000, (StreamHandle stream))                                                                \
   X(cuStreamWaitEvent, 3020, (StreamHandle stream, Event event, unsigned flags))                                     \
   X(cuEventCreate, 2000, (Event * event, unsigned flags))                                                            \
   X(cuEventRecord, 2000, (Event event, StreamHandle stream))                                                         \

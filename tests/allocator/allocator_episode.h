@@ -82,6 +82,7 @@ class Episode {
   void Step(Allocate o) {
     const uint64_t id = requests++;
     OwnerScope scope(PayerAt(o.payer));
+    upstream.requester = StreamAt(o.stream).raw();
     const absl::StatusOr<DevicePtr> address = allocator.AllocateRaw(Bytes(o.size), StreamAt(o.stream));
     NoteRanges();
     if (!address.ok()) {
@@ -95,8 +96,8 @@ class Episode {
       if (block.begin < begin + charged && block.end > begin) failure = "two live blocks overlap";
     }
     uint64_t covered = begin;  // of [begin, begin + charged), by mappings in the order of their addresses
-    for (const auto& [at, size] : upstream.mapped) {
-      if (at <= covered) covered = std::max(covered, at + size);
+    for (const auto& [at, mapping] : upstream.mapped) {
+      if (at <= covered && !mapping.dead) covered = std::max(covered, at + mapping.size);
     }
     if (covered < begin + charged) failure = "a block lies on unmapped addresses";
     blocks.emplace(id, NaiveBlock{*address, o.size, charged, o.stream, o.payer, {}, false});
@@ -106,7 +107,8 @@ class Episode {
   // No fragmentation can refuse a block of at most one handle while a whole new handle may still be mapped.
   bool Fits(Allocate o) {
     const Totals t = allocator.totals();
-    return o.size <= kHandle.count() && t.reserved + kHandle <= std::min(cap, kMemory);
+    const Bytes handle = upstream.granularity();
+    return o.size <= handle.count() && t.reserved + handle <= std::min(cap, kMemory);
   }
   void Step(Free o) {
     const auto found = blocks.find(o.block);
@@ -279,8 +281,8 @@ inline std::vector<Operation> RandomEpisode(std::mt19937_64& random, size_t leng
       operations.push_back(Cap{1 + below(12)});
     } else if (with_faults) {
       const UpstreamCall calls[] = {UpstreamCall::kReserve, UpstreamCall::kCreate, UpstreamCall::kMap, UpstreamCall::kUnmap, UpstreamCall::kRelease,
-                                    UpstreamCall::kUnreserve};
-      operations.push_back(Fail{static_cast<int>(calls[below(6)]), 1 + below(4)});
+                                    UpstreamCall::kUnreserve, UpstreamCall::kStreamWait};
+      operations.push_back(Fail{static_cast<int>(calls[below(7)]), 1 + below(4)});
     }
   }
   return operations;

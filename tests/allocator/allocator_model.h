@@ -67,7 +67,7 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     absl::StatusOr<Range> range = inner.Reserve(size);
     if (range.ok()) {
       ++live_ranges;
-      if (!capabilities().mapping) mapped[range->base.address()] = size.count();
+      if (!capabilities().mapping) mapped[range->base.address()] = {size.count(), 0, false, nullptr, 0};
     }
     return range;
   }
@@ -97,11 +97,21 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
   absl::Status Map(DevicePtr address, HandleId handle) override {
     if (absl::Status fault = Fault(UpstreamCall::kMap); !fault.ok()) return fault;
     absl::Status status = inner.Map(address, handle);
-    if (status.ok()) mapped[address.address()] = handles[handle.value()];
+    if (!status.ok()) return status;
+    for (auto& [at, mapping] : mapped) {
+      if (mapping.handle == handle.value() && !mapping.dead) NoteDeath(at, mapping);
+    }
+    mapped[address.address()] = {handles[handle.value()], handle.value(), false, nullptr, 0};
     return status;
   }
   absl::Status Unmap(DevicePtr address, HandleId handle) override {
-    NoteLossOf(address.address(), handles[handle.value()]);
+    const auto old = mapped.find(address.address());
+    if (old != mapped.end() && old->second.dead) {
+      const StreamWork& work = streams[old->second.stream];
+      if (work.waited < old->second.queued) wrong = "an old address is unmapped before the work that may use it is done";
+    } else {
+      NoteLossOf(address.address(), handles[handle.value()]);
+    }
     if (absl::Status fault = Fault(UpstreamCall::kUnmap); !fault.ok()) return fault;
     absl::Status status = inner.Unmap(address, handle);
     if (status.ok()) mapped.erase(address.address());
@@ -113,10 +123,27 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     return fence;
   }
   absl::Status WaitFence(FenceId fence) override {
+    absl::Status status = inner.WaitFence(fence);
+    if (status.ok()) NotePassed(fence);
+    return status;
+  }
+  absl::StatusOr<bool> PollFence(FenceId fence) override {
+    absl::StatusOr<bool> passed = inner.PollFence(fence);
+    if (passed.ok() && *passed) NotePassed(fence);
+    return passed;
+  }
+  std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override {
+    std::vector<FenceId> passed = inner.PassedFences(fences);
+    for (const FenceId fence : passed) NotePassed(fence);
+    return passed;
+  }
+  absl::Status MakeStreamWait(Stream stream, FenceId fence) override {
+    if (absl::Status fault = Fault(UpstreamCall::kStreamWait); !fault.ok()) return fault;
+    absl::Status status = inner.MakeStreamWait(stream, fence);
     for (const Recorded& r : recorded) {
-      if (r.fence == fence) streams[r.stream].waited = std::max(streams[r.stream].waited, r.queued);
+      if (status.ok() && r.fence == fence) ordered[{stream.raw(), r.stream}] = r.queued;
     }
-    return inner.WaitFence(fence);
+    return status;
   }
   void DropFence(FenceId fence) override {
     const absl::StatusOr<bool> passed = inner.PollFence(fence);
@@ -143,8 +170,17 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     if (fake != nullptr) fake->PassFences(stream);
     if (pass) pass(stream);
   }
-  uint64_t bytes_mapped() const { return Sum(mapped); }
-  uint64_t bytes_created() const { return capabilities().mapping ? Sum(handles) : Sum(mapped); }
+  // Each handle once: at the address where it can be used.
+  uint64_t bytes_mapped() const {
+    uint64_t sum = 0;
+    for (const auto& [at, mapping] : mapped) sum += mapping.dead ? 0 : mapping.size;
+    return sum;
+  }
+  uint64_t bytes_created() const {
+    uint64_t sum = 0;
+    for (const auto& [handle, size] : handles) sum += size;
+    return capabilities().mapping ? sum : bytes_mapped();
+  }
 
   // In use, or freed with fences that have not been dropped.
   struct LiveBlock {
@@ -161,14 +197,25 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     uint64_t end;
     CUstream_st* stream;
   };
+  // A handle at an address. Once it has another one, this is dead: no block may lie there, and it is unmapped only after
+  // what `stream` had queued by then.
+  struct Mapping {
+    uint64_t size;
+    uint64_t handle;
+    bool dead;
+    CUstream_st* stream;
+    uint64_t queued;
+  };
   FakeUpstream* const fake;
+  CUstream_st* requester = nullptr;        // the stream of the allocation that is going on
+  std::map<std::pair<CUstream_st*, CUstream_st*>, uint64_t> ordered;  // how far the first waits for the second, on the device
   std::function<void(Stream)> pass;        // what else lets fences pass
   std::string wrong;                       // the first thing a GPU would punish; empty while all is well
   std::vector<Recorded> recorded;          // live fences, in order
   std::map<CUstream_st*, StreamWork> streams;
   std::map<uint64_t, StreamRange> ranges;  // by base, from segments()
   std::map<uint64_t, LiveBlock> live;      // by the model's name of the block
-  std::map<uint64_t, uint64_t> mapped;     // bytes by address: mappings, or ranges that came with their memory
+  std::map<uint64_t, Mapping> mapped;      // by address: mappings, or ranges that came with their memory
   std::map<uint64_t, uint64_t> handles;    // bytes by id
   int live_ranges = 0;
 
@@ -179,10 +226,24 @@ class WatchedUpstream final : public testing::ForwardingUpstream {
     absl::Status status;
   };
 
-  static uint64_t Sum(const std::map<uint64_t, uint64_t>& sizes) {
-    uint64_t sum = 0;
-    for (const auto& [at, size] : sizes) sum += size;
-    return sum;
+  void NotePassed(FenceId fence) {
+    for (const Recorded& r : recorded) {
+      if (r.fence == fence) streams[r.stream].waited = std::max(streams[r.stream].waited, r.queued);
+    }
+  }
+  // The handle at `at` has got a second address.
+  void NoteDeath(uint64_t at, Mapping& mapping) {
+    mapping.dead = true;
+    for (const auto& [id, block] : live) {
+      if (block.begin < at + mapping.size && block.end > at) wrong = "memory of a block in use or pending is mapped again";
+    }
+    auto range = ranges.upper_bound(at);
+    if (range == ranges.begin() || at >= (--range)->second.end) return;
+    mapping.stream = range->second.stream;
+    const StreamWork& work = streams[mapping.stream];
+    mapping.queued = work.queued;
+    if (mapping.stream == requester || work.waited == work.queued) return;
+    if (ordered[{requester, mapping.stream}] != work.queued) wrong = "memory goes to a stream that does not wait for the one that used it";
   }
   absl::Status Fault(UpstreamCall call) {
     absl::Status due;

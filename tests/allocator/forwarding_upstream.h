@@ -27,6 +27,8 @@ class ForwardingUpstream : public Upstream {
   absl::StatusOr<bool> PollFence(FenceId fence) override { return inner.PollFence(fence); }
   absl::Status WaitFence(FenceId fence) override { return inner.WaitFence(fence); }
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return inner.MakeStreamWait(stream, fence); }
+  absl::Status Synchronize() override { return inner.Synchronize(); }
+  bool Capturing(Stream stream) const override { return inner.Capturing(stream); }
   void DropFence(FenceId fence) override { inner.DropFence(fence); }
   std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override { return inner.PassedFences(fences); }
 

@@ -3,10 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <optional>
-#include <thread>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace gpuledger {
@@ -25,7 +26,11 @@ class ManualClock : public Clock {
 
 class KeepRecords : public RecordSink {
  public:
-  void Write(const Record& record) noexcept override { records.push_back(record); }
+  void Write(const Record& record) noexcept override {
+    const std::lock_guard lock(mutex);
+    records.push_back(record);
+  }
+  std::mutex mutex;
   std::vector<Record> records;
 };
 

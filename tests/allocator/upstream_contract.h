@@ -364,6 +364,13 @@ TEST_P(UpstreamContract, AFenceWaitedForHasPassed) {
   upstream().DropFence(later);
 }
 
+TEST_P(UpstreamContract, EveryFenceHasPassedWhenTheDeviceIsSynchronised) {
+  const FenceId fence = upstream().RecordFence(stream()).value();
+  ExpectOk(upstream().Synchronize());
+  EXPECT_TRUE(upstream().PollFence(fence).value());
+  upstream().DropFence(fence);
+}
+
 TEST_P(UpstreamContract, ADroppedFenceIsNoFence) {
   const FenceId fence = upstream().RecordFence(stream()).value();
   upstream().DropFence(fence);

@@ -8,6 +8,7 @@ enum SymbolFlags : unsigned {
   kUnsafeInCapture = 2,  // refused while a stream is captured in a mode that says so
   kPerThread = 4,        // _ptds or _ptsz: the default stream is the thread's own
   kImplemented = 8,
+  kThreadOnly = 16,      // asks for what only the calling thread changes: needs no mutex
 };
 
 struct Symbol {

@@ -22,7 +22,7 @@ import sys
 
 PER_THREAD = ("_ptds", "_ptsz")  # the default stream that such a symbol means is the calling thread's own
 FIELDS = ["symbol", "since", "suffix", "family", "flags", "implemented"]
-FLAGS = {"early": "kEarly", "unsafe": "kUnsafeInCapture"}
+FLAGS = {"early": "kEarly", "unsafe": "kUnsafeInCapture", "thread": "kThreadOnly"}
 
 
 class Row:

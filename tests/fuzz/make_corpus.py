@@ -1,5 +1,6 @@
 """make_corpus.py TARGET FOLDER: writes the seeds of a fuzz target, small valid inputs and near misses."""
 
+import gzip
 import json
 import pathlib
 import struct
@@ -16,6 +17,15 @@ def tensor(dtype, shape, begin, end):
 
 
 STATE = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [64, 64]}
+ROWS = b"""op,id,size,stream,time_us
+a,0,4096,0,7
+a,1,1,1,8
+r,0,4096,0,9
+a,2,513,0,10
+c,0,4096,0,11
+r,1,1,1,12
+c,1,1,1,12
+"""
 NESTED = {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.048828125}
 
 SEEDS = {
@@ -51,6 +61,15 @@ SEEDS = {
         b'{"quant_type": "fp4", "shape": []}',
     ],
     "bytes": [b"8MiB", b"1.5GiB", b"4096", b"2GB", b"0x10", b"1e30TiB", b"-1"],
+    "allocation_trace": [
+        b"1" + ROWS,
+        b"0" + gzip.compress(ROWS, mtime=0),
+        b"0" + gzip.compress(ROWS, mtime=0)[:-6],
+        b"1" + ROWS.replace(b"4096", b"9223372036854775808"),
+        b"1" + ROWS.replace(b"r,", b"x,"),
+        b"1" + ROWS + b"r,0,4096,0,30\n",
+        b"1op,id,size,stream,time_us\n",
+    ],
     "globs": [
         b"model/*.weight\nmodel/a.weight",
         b"**.self_attn.*\nmodel/layers.0.self_attn.q",

@@ -1,22 +1,23 @@
 """Runs what tests/gpu.sh has packed, and writes what came of it: OUT/<date>-<gpu>.md and .json, and OUT/log.txt."""
 
 import argparse
-import datetime
 import json
-import os
 import pathlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+
+from packed import Machine, table, write_results
 
 TESTS = {  # program: (seconds that it may take, what it shows)
     "cuda_contract_test": (120, "the upstream's contract, sentence by sentence"),
     "cuda_upstream_test": (60, "devices, contexts, captures, forks"),
     "cuda_fences_test": (60, "fences, asked as seldom as possible"),
+    "cuda_stream_test": (60, "streams with fills and copies on them, as `gpuledger replay` uses them"),
     "cuda_faults_test": (60, "each driver call failing in turn"),
+    "cuda_allocator_test": (120, "captures, per-thread streams, destroyed streams, forks"),
     "cuda_model_test": (120, "the allocator against a naive map"),
     "open_cuda": (30, "an upstream that ends after main()"),
     "resource_contract_test": (180, "the cuda::mr resource's contract, in each form that it is held in"),
@@ -31,41 +32,6 @@ TESTS = {  # program: (seconds that it may take, what it shows)
 SANITIZED = [(f"{what} whole", expected) for what, expected in (("clean", None), ("freed", "Invalid __global__ write"),
                                                                 ("overflow", "Invalid __global__ write"))]
 FOUND = 86  # the exit code of compute-sanitizer that we ask for when it finds something
-
-
-class Machine:
-    """Runs programs from the packed folder, and keeps the log."""
-
-    def __init__(self, folder, out, fake):
-        self.folder, self.fake = folder, fake
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith("FAKE_CUDA_")}
-        # A run path of the programs does not reach what their libraries need.
-        found = [str(folder / "lib"), *([str(folder / "fake")] if fake else []), os.environ.get("LD_LIBRARY_PATH", "")]
-        self.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, found))
-        # Where no CUDA runtime is found, ours does: it runs on any driver.
-        self.environment["GPULEDGER_TEST_CUDART"] = str(folder / "fake" / "libcudart.so.13")
-        if fake:
-            self.environment["FAKE_CUDA_MEMORY"] = "8GiB"
-            self.environment["FAKE_CUDA_DEVICES"] = "2"
-        self.log = open(out / "log.txt", "w", encoding="utf-8")
-
-    def run(self, command, seconds, **more):
-        """(exit code, output); the code is None if the time was up."""
-        self.log.write(f"\n$ {' '.join(map(str, command))}\n")
-        begin = time.monotonic()
-        try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                                  stdin=subprocess.DEVNULL, timeout=seconds, env={**self.environment, **more.get("env", {})},
-                                  cwd=more.get("cwd"))
-            code, output = done.returncode, done.stdout
-        except subprocess.TimeoutExpired as late:
-            code, output = None, (late.stdout or b"").decode(errors="replace")
-        self.log.write(f"{output}\n[exit code {code}, {time.monotonic() - begin:.1f} s]\n")
-        self.log.flush()
-        return code, output
-
-    def program(self, name):
-        return str(self.folder / "bin" / name)
 
 
 def run_test(machine, name, seconds):
@@ -152,11 +118,6 @@ def run_pytest(machine):
     return {"closing": closing, "good": code == 0, "failed": re.findall(r"^FAILED ([^\n]*)", output, re.MULTILINE)}
 
 
-def table(header, rows):
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    return "\n".join(lines + ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]) + "\n"
-
-
 def microseconds(nanoseconds):
     return f"{nanoseconds / 1000:.2f}" if nanoseconds < 10_000 else f"{nanoseconds / 1000:.1f}"
 
@@ -209,15 +170,10 @@ def failures(results):
     return count + ("rows" not in results["costs"]) + (not results["pytest"].get("good", True))
 
 
-def describe(machine, folder, costs):
-    code, smi = (None, "") if machine.fake else machine.run(
-        ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"], 30)
+def describe(machine, costs):
     version = costs.get("driver", 0)
-    commit = folder / "commit"
-    return {"device": costs.get("device", "unknown"), "nvidia-smi": smi.strip().replace("\n", "; ") if code == 0 else "none",
-            "CUDA of the driver": f"{version // 1000}.{version % 1000 // 10}",
-            "commit": commit.read_text().strip() if commit.exists() else "unknown",
-            "date": datetime.date.today().isoformat()}
+    return {"device": costs.get("device", "unknown"), "CUDA of the driver": f"{version // 1000}.{version % 1000 // 10}",
+            **machine.describe()}
 
 
 def main():
@@ -227,19 +183,14 @@ def main():
     parser.add_argument("--fake", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.dir.resolve()
-    machine = Machine(folder, arguments.out, arguments.fake)
+    machine = Machine(folder, arguments.out, arguments.fake, {"FAKE_CUDA_MEMORY": "8GiB", "FAKE_CUDA_DEVICES": "2"})
     costs = run_costs(machine)
-    results = {"machine": describe(machine, folder, costs),
+    results = {"machine": describe(machine, costs),
                "tests": [run_test(machine, name, seconds) for name, (seconds, _) in TESTS.items()],
                "sanitizer": run_sanitizer(machine), "pytest": run_pytest(machine), "costs": costs}
-    name = re.search(r"\b([A-Z]+\d+\w*)\b", results["machine"]["device"])
-    stem = f"{results['machine']['date']}-{name.group(1).lower() if name and not machine.fake else 'fake'}"
-    (arguments.out / f"{stem}.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    text = markdown(results)
-    (arguments.out / f"{stem}.md").write_text(text)
-    print("\n" + text)
+    stem = write_results(machine, arguments.out, results, markdown(results))
     count = failures(results)
-    print(f"{count} failure(s); {arguments.out / stem}.md" if count else f"all that ran has passed; {arguments.out / stem}.md")
+    print(f"{count} failure(s); {stem}.md" if count else f"all that ran has passed; {stem}.md")
     return 1 if count else 0
 
 

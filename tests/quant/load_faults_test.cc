@@ -45,6 +45,7 @@ class FaultyUpstream final : public Upstream {
   absl::StatusOr<bool> PollFence(FenceId fence) override { return host_.PollFence(fence); }
   absl::Status WaitFence(FenceId fence) override { return host_.WaitFence(fence); }
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return host_.MakeStreamWait(stream, fence); }
+  absl::Status Synchronize() override { return host_.Synchronize(); }
   void DropFence(FenceId fence) override { host_.DropFence(fence); }
 
  private:

@@ -64,11 +64,23 @@ struct SynthFlags {
   bool json = false;
 };
 
+struct ReplayFlags {
+  std::string trace;
+  std::string upstream = "fake";
+  std::string cap;   // empty: none
+  std::string plot;  // empty: none
+  uint64_t threads = 1;
+  bool min_cap = false;
+  bool json = false;
+};
+
 ExitCode RunPlan(const PlanFlags& flags);
 ExitCode RunLoad(const LoadFlags& flags);
 ExitCode RunSynth(const SynthFlags& flags);
+ExitCode RunReplay(const ReplayFlags& flags);
 
 void AddSynthFlags(CLI::App& command, SynthFlags& flags);
+void AddReplayFlags(CLI::App& command, ReplayFlags& flags);
 
 // Digits alone: CLI11 would take -1 for a very large number.
 CLI::Validator WholeNumber();

@@ -16,6 +16,16 @@ std::string Human(Bytes size) {
   return fmt::format("{:.2f} {}", value, kUnits[unit]);
 }
 
+std::string Count(uint64_t count) {
+  const std::string digits = std::to_string(count);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i != 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
 std::string Shape(const std::vector<uint64_t>& shape) {
   return shape.empty() ? "scalar" : fmt::format("{}", fmt::join(shape, " x "));
 }

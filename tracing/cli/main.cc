@@ -43,6 +43,11 @@ int Main(int argc, char** argv) {
       *app.add_subcommand("synth", "Writes a model of known shapes, or those of a config.json, with seeded weights");
   AddSynthFlags(synth, synth_flags);
 
+  ReplayFlags replay_flags;
+  CLI::App& replay =
+      *app.add_subcommand("replay", "Drives the allocator with a recorded trace: what it reserves, and what that costs");
+  AddReplayFlags(replay, replay_flags);
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
@@ -54,11 +59,16 @@ int Main(int argc, char** argv) {
     return static_cast<int>(ExitCode::kUsage);
   }
   CatchInterrupts();
-  const bool planning = plan.parsed();
-  const bool json = synth.parsed() ? synth_flags.json : planning ? plan_flags.json : load_flags.json;
+  const bool json = synth.parsed()    ? synth_flags.json
+                    : plan.parsed()   ? plan_flags.json
+                    : replay.parsed() ? replay_flags.json
+                                      : load_flags.json;
   ExitCode code = ExitCode::kInternal;
   try {
-    code = synth.parsed() ? RunSynth(synth_flags) : planning ? RunPlan(plan_flags) : RunLoad(load_flags);
+    code = synth.parsed()    ? RunSynth(synth_flags)
+           : plan.parsed()   ? RunPlan(plan_flags)
+           : replay.parsed() ? RunReplay(replay_flags)
+                             : RunLoad(load_flags);
   } catch (const std::system_error& error) {  // fmt's, when a stream takes no more
     return static_cast<int>(Fail(ExitCode::kInternal, fmt::format("the output cannot be written: {}", error.what()), false));
   } catch (const std::exception& error) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "figures.h"
@@ -41,21 +42,34 @@ ProgressBar::ProgressBar(std::string_view label)
       start_(std::chrono::steady_clock::now()),
       next_(start_ + std::chrono::seconds(1)) {}
 
-void ProgressBar::Update(Bytes done, Bytes total) {
+void ProgressBar::Draw(double part, const std::function<std::string(double seconds)>& figures) {
   if (!terminal_) return;
   const auto now = std::chrono::steady_clock::now();
-  if (now < next_ || total.is_zero()) return;
+  if (now < next_) return;
   next_ = now + std::chrono::milliseconds(100);
   constexpr int kWidth = 30;
-  const double part = static_cast<double>(done.count()) / static_cast<double>(total.count());
+  part = std::clamp(part, 0.0, 1.0);
   const int filled = static_cast<int>(part * kWidth);
   const std::chrono::duration<double> took = now - start_;
   const double left = part > 0 ? took.count() * (1 - part) / part : 0;
-  fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {} of {}  {:.2f} GB/s  {} left", label_, "", filled, "",
-             kWidth - filled, 100 * part, Human(done), Human(total),
-             static_cast<double>(done.count()) / 1e9 / took.count(), Duration(left));
+  fmt::print(stderr, "\r\x1b[K  {} [{:#<{}}{:.<{}}] {:3.0f} %  {}  {} left", label_, "", filled, "", kWidth - filled,
+             100 * part, figures(took.count()), Duration(left));
   std::fflush(stderr);
   drawn_ = true;
+}
+
+void ProgressBar::Update(Bytes done, Bytes total) {
+  if (total.is_zero()) return;
+  Draw(static_cast<double>(done.count()) / static_cast<double>(total.count()), [&](double seconds) {
+    return fmt::format("{} of {}  {:.2f} GB/s", Human(done), Human(total),
+                       static_cast<double>(done.count()) / 1e9 / seconds);
+  });
+}
+
+void ProgressBar::Update(uint64_t done, uint64_t total, std::string_view unit) {
+  if (total == 0) return;
+  Draw(static_cast<double>(done) / static_cast<double>(total),
+       [&](double) { return fmt::format("{} of {} {}", Count(done), Count(total), unit); });
 }
 
 void ProgressBar::Erase() {

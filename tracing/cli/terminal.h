@@ -2,7 +2,9 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -32,8 +34,11 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
   void Update(Bytes done, Bytes total);
+  void Update(uint64_t done, uint64_t total, std::string_view unit);
 
  private:
+  // `figures` is asked for when it is time to draw: "3 of 5 files".
+  void Draw(double part, const std::function<std::string(double seconds)>& figures);
   void Erase();
   const std::string label_;
   const bool terminal_;

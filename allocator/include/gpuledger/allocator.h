@@ -6,12 +6,17 @@
 //
 //   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
 //
-// Owner, role and site are read from the calling thread (owner.h) before any lock is taken. On a miss the ladder is:
-// passed fences, growth, donors (cached handles of any pool, moved), pending work waited for, and then an out-of-memory
-// report (kResourceExhausted) that names the top owners and what is cached.
+// Owner, role and site are read from the calling thread (owner.h) before any lock is taken. Small blocks (up to 64 KiB) come
+// out of a cache of the thread's own: a hit takes no lock that another thread holds, makes no upstream call and allocates
+// no host memory. On a miss the ladder is: passed fences, idle threads' caches, growth or donors (cached handles of any
+// pool, moved), what is left in caches and released pools, callbacks, pending work waited for, once more, and then an
+// out-of-memory report (kResourceExhausted) that names the top owners, what is cached, pending, stranded, and what would
+// have helped.
 //
-// A stream that an allocator has seen outlives it, and its handle names one stream in every thread: the handle of CUDA's
-// per-thread default stream (2) does not, so a program that uses it gives each thread a stream of its own.
+// Streams. A stream is known by its handle. One that is destroyed while the allocator lives is retired first
+// (RetireStream), because its handle may come back as another stream's. Each thread's per-thread default stream (handle 2)
+// is a stream of its own; memory of it goes to other streams only after the device was synchronised. While a stream is
+// captured into a graph, allocate from a private pool.
 //
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
 // on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds every allocator whole and usable, with
@@ -19,6 +24,8 @@
 // rungs which synchronise. A host that is out of memory for the allocator's own records ends the program.
 #pragma once
 
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -39,6 +46,7 @@ struct GPULEDGER_EXPORT AllocatorOptions {
   Bytes cap = Bytes::Max();                // reserved never grows beyond it
   OnMisuse on_misuse = OnMisuse::kAbort;
   uint64_t report_owners = 10;             // owners named in an out-of-memory report
+  std::chrono::nanoseconds release_after{};  // memory unused for so long is given back at the next growth; 0: never
 
   // Defaults overridden by GPULEDGER_CAP=2GiB, GPULEDGER_ON_MISUSE=warn, ... An unknown GPULEDGER_ name or a bad value is
   // kInvalidArgument; the message lists what is known.
@@ -47,6 +55,9 @@ struct GPULEDGER_EXPORT AllocatorOptions {
 
 // Parses "8MiB", "1.5GiB", "4096", "2GB"; kInvalidArgument names what was wrong.
 GPULEDGER_EXPORT absl::StatusOr<Bytes> ParseBytes(std::string_view text);
+
+// The pools that everybody shares. Private pools are made with CreatePool.
+inline constexpr PoolId kSharedPool{0};
 
 struct Totals {
   Bytes reserved, in_use, pending, cached, cap, peak_reserved;
@@ -105,9 +116,10 @@ class GPULEDGER_EXPORT CachingAllocator {
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
   // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
   // Synchronises the device: only on the rungs below growth (donors and pending work are waited for).
-  [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
+  // kNotFound for a private pool that was released, kFailedPrecondition in a forked child of a CUDA process.
+  [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
-  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
+  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
 
@@ -126,6 +138,32 @@ class GPULEDGER_EXPORT CachingAllocator {
   // Synchronises the device.
   Bytes ReleaseCached();
 
+  // Gives back every handle no byte of which was used for at least `age`. Synchronises the device.
+  Bytes ReleaseIdle(std::chrono::nanoseconds age);
+
+  // To be called before `stream` is destroyed: waits for its work. Its blocks in use stay good and are freed as ever; a
+  // stream that gets the same handle later is another stream. Fine for a stream that was never seen.
+  absl::Status RetireStream(Stream stream);
+
+  // Private pools, for graphs: their memory goes to no other pool, and they grow with new memory alone, so that no call is
+  // made that a capture forbids. What was freed in one serves its later requests.
+  [[nodiscard]] PoolId CreatePool();
+  // The graphs that were captured with it are gone: its memory is everybody's as it becomes free, after the device has been
+  // synchronised. Its blocks in use stay good. kNotFound if there is no such pool.
+  absl::Status ReleasePool(PoolId pool);
+
+  // Called on the requesting thread, no lock held, when the rungs before have failed; in the order of registration until the
+  // request fits. `needed` is what is asked for. Returns whether it freed something. It may use the allocator.
+  using OutOfMemoryCallback = std::function<bool(Bytes needed)>;
+  // Called after growth, on the thread that caused it, no lock held, each time reserved has come to `fraction` of the cap
+  // from below (or of the device's memory, without a cap).
+  using NearCapCallback = std::function<void(const Totals&)>;
+  using CallbackId = uint64_t;
+  CallbackId OnOutOfMemory(OutOfMemoryCallback callback);
+  CallbackId OnNearCap(double fraction, NearCapCallback callback);
+  // A call that is under way on another thread may still end after this. Unknown ids are fine.
+  void RemoveCallback(CallbackId id);
+
   // Cached memory above a lowered cap is given back at once; blocks in use stay, and nothing grows until they are gone.
   void set_cap(Bytes cap);
   [[nodiscard]] Totals totals() const;
@@ -136,12 +174,14 @@ class GPULEDGER_EXPORT CachingAllocator {
   [[nodiscard]] const Ledger& ledger() const;
   // The statistics page: the equations of DESIGN section 3 with their figures, then the owners.
   [[nodiscard]] std::string Report() const;
-  // The equations and the structure behind them, recomputed; kInternal names what does not hold.
+  // The equations and the structure behind them, recomputed; kInternal names what does not hold. Call it while no other
+  // thread is inside the allocator: a block between two hands is in none.
   [[nodiscard]] absl::Status CheckInvariants() const;
 
   // What the library does around each fork(), for every allocator.
   void LockForFork();
   void UnlockAfterFork();
+  void ForgetOtherThreads();  // in the child
 
   struct Impl;  // the library's own (allocator_impl.h)
 

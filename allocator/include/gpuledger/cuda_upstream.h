@@ -58,6 +58,8 @@ class GPULEDGER_EXPORT CudaUpstream final : public Upstream {
   absl::Status WaitFence(FenceId fence) override;
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
   void DropFence(FenceId fence) override;
+  absl::Status Synchronize() override;
+  [[nodiscard]] bool Capturing(Stream stream) const override;
   [[nodiscard]] std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override;
 
  private:

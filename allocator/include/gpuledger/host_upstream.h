@@ -40,6 +40,7 @@ class GPULEDGER_EXPORT HostUpstream : public Upstream {
   absl::StatusOr<bool> PollFence(FenceId fence) override;
   absl::Status WaitFence(FenceId fence) override;
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
+  absl::Status Synchronize() override;
   void DropFence(FenceId fence) override;
 
  protected:

@@ -6,12 +6,16 @@
 //
 //   in_use = sum over owners = sum over roles = sum over (owner, role)       (CheckInvariants)
 //
-// Totals, peaks and who was live at the peak are exact in the order in which changes reach the ledger.
+// Each thread may hold its changes back for a while, but only while no order of what is held back could make a new peak
+// of the device, of a role or of an owner, or cross a soft cap. So peaks and who was live at the peak are always exact, in
+// the order in which changes reach the ledger. usage() is the caller's own changes and what other threads have flushed;
+// all that enumerates or judges (live, residuals, by owner, at the peak, invariants) flushes first and is exact.
 //
-// Thread-safe. Never synchronises a device. Allocates host memory only for the first charge of an owner and when more
-// charges are live than ever before. The ledger outlives its charges (fatal otherwise); after main() all calls are legal.
+// Thread-safe. Never synchronises a device. Allocates host memory only for the first charges of an owner or a thread and
+// when more charges are live than ever before. The ledger outlives its charges (fatal otherwise); after main() all calls are legal.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -75,6 +79,13 @@ class [[nodiscard]] GPULEDGER_EXPORT Charge {
   Entry* entry_;
 };
 
+// What a soft cap has to say. Other threads' changes may have happened since.
+struct SoftCapCrossing {
+  OwnerId owner;
+  Bytes cap;
+  Bytes in_use;  // the owner's, with the charge that crossed it
+};
+
 // Totals of the device, of an owner, of a role, or of one role of one owner.
 struct Usage {
   Bytes in_use;          // charged now
@@ -124,6 +135,9 @@ class GPULEDGER_EXPORT Ledger {
   // giver's stays, the receiver's rises to what it has now, so its at_device_peak may exceed it.
   void Transfer(const Charge& charge, Payer to);
 
+  // All of the caller's own changes, and what other threads have flushed; `peak` and `at_device_peak` are exact. A few
+  // tens of nanoseconds, without waiting for other threads. Where another thread holds a charge back that this one freed, a
+  // total is 0, not below. Exact if no other thread has charged or freed since the last Flush().
   [[nodiscard]] Usage usage() const;
   [[nodiscard]] Usage usage(OwnerId owner) const;
   [[nodiscard]] Usage usage(Role role) const;
@@ -132,11 +146,19 @@ class GPULEDGER_EXPORT Ledger {
   [[nodiscard]] std::vector<OwnerUsage> usage_by_owner() const;
   // Who was live at the peak: every (owner, role) with at_device_peak > 0, largest first. Sums to usage().peak.
   [[nodiscard]] std::vector<OwnerUsage> live_at_peak() const;
-  // Live charges (in use and pending) of `owner`, or all, in the order in which they were charged.
+  // Live charges (in use and pending) of `owner`, or all, by the time at which they were charged, those of one thread in
+  // the order in which it charged them.
   [[nodiscard]] std::vector<LiveAllocation> live(OwnerId owner) const;
   [[nodiscard]] std::vector<LiveAllocation> live() const;
   // All peaks start again from what is in use now.
   void ResetPeak();
+  // From here usage() holds every change that reached the ledger before. Stops all threads' changes for a moment.
+  void Flush() const;
+
+  // Calls `on_crossing` when a charge or a transfer takes what `owner` has in use above `cap`: once, on the thread whose
+  // change it was, with no lock of the ledger held. It can be called again once the owner has been at or below the cap. If
+  // the owner is above it now, that is no crossing. One cap an owner: the last one set; an empty callback takes it away.
+  void set_soft_cap(OwnerId owner, Bytes cap, std::function<void(const SoftCapCrossing&)> on_crossing);
 
   // Lineage of a weight. Opening an open one and closing one that is not open change nothing but are recorded.
   void OpenLineage(OwnerId weight);
@@ -158,8 +180,13 @@ class GPULEDGER_EXPORT Ledger {
   // Held around fork(), so that a forked child finds the ledger whole.
   void LockForFork();
   void UnlockAfterFork();
+  // In a forked child, after UnlockAfterFork: counts what the threads that are not here had held back.
+  void ForgetOtherThreads();
 
-  struct Impl;  // the library's own (ledger_impl.h)
+  // The library's own (ledger_impl.h).
+  struct Impl;
+  struct Shard;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
 
  private:
   friend class Charge;

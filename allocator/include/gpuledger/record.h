@@ -22,7 +22,8 @@ enum class RecordKind : uint8_t {
   kOutOfMemory,    // a request of `requested` bytes failed
 };
 
-// Fixed size, copied freely. The sequence numbers are the order in which changes reached the ledger.
+// Fixed size, copied freely. Thread and sequence name a record: a thread's numbers grow with what it does (its first need
+// not be 1, and none is used twice). Across threads the order is by time.
 struct Record {
   uint64_t sequence = 0;
   TimePoint time{0};
@@ -46,8 +47,8 @@ class Clock {
   [[nodiscard]] virtual TimePoint now() const = 0;  // nanoseconds, never going back; thread-safe
 };
 
-// Where records go. Write is called on the thread that made the change, and by several threads at once: the sequence
-// numbers, unique in a ledger, are the order. It must not block, allocate through the ledger that calls it, or call back
+// Where records go. Write is called on the thread that made the change, before the change can be seen by others, and by
+// several threads at once. It must not block, allocate through the ledger that calls it, or call back
 // into it.
 class RecordSink {
  public:

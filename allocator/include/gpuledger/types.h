@@ -124,6 +124,7 @@ using ThreadId = Id<struct ThreadTag, uint32_t>;           // dense, given to ea
 using AllocationId = Id<struct AllocationTag, uint64_t>;   // unique in one ledger, never reused
 using HandleId = Id<struct HandleTag, uint64_t>;           // one piece of physical memory of one upstream
 using FenceId = Id<struct FenceTag, uint64_t>;             // one recorded fence of one upstream
+using PoolId = Id<struct PoolTag, uint64_t>;               // the pools of all, or a private pool (allocator.h)
 using TimePoint = Id<struct TimeTag, uint64_t>;            // nanoseconds of a steady clock
 
 inline constexpr SiteId kNoSite{0};
@@ -149,6 +150,11 @@ class Stream {
     return Stream(device, legacy);
   }
   [[nodiscard]] constexpr DeviceId device() const { return device_; }
+  // The per-thread default stream (cudaStreamPerThread, handle 2): one handle, another stream in each thread.
+  static Stream PerThread(DeviceId device) { return Stream(device, reinterpret_cast<CUstream_st*>(uintptr_t{2})); }
+  [[nodiscard]] bool per_thread() const { return reinterpret_cast<uintptr_t>(raw_) == 2; }
+  // The same stream by one handle: cudaStreamLegacy (1) is the default stream (0).
+  [[nodiscard]] Stream Canonical() const { return reinterpret_cast<uintptr_t>(raw_) == 1 ? Default(device_) : *this; }
   [[nodiscard]] constexpr CUstream_st* raw() const { return raw_; }
   friend constexpr bool operator==(Stream a, Stream b) { return a.device_ == b.device_ && a.raw_ == b.raw_; }
   template <class H>

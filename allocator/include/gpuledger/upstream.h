@@ -43,6 +43,8 @@ struct Capabilities {
   // Memory is mapped into ranges. If not, there are no handles: Reserve buys a range whole, addresses with memory,
   // readable and writable; Unreserve gives it back at once; CreateHandle, ReleaseHandle, Map and Unmap are misuse.
   bool mapping = true;
+  // A forked child may go on allocating. If not, every call there is kFailedPrecondition.
+  bool survives_fork = true;
 };
 
 class GPULEDGER_EXPORT Upstream : public Clock {
@@ -80,6 +82,12 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   virtual absl::Status WaitFence(FenceId fence) = 0;
   virtual absl::Status MakeStreamWait(Stream stream, FenceId fence) = 0;
   virtual void DropFence(FenceId fence) = 0;
+  // Blocks the calling thread until all work is done that was queued on the device before: every fence recorded by then has
+  // passed. kFailedPrecondition while a stream of the device is being captured.
+  virtual absl::Status Synchronize() = 0;
+  // Whether `stream` is being captured into a graph (or, for the default stream, one that synchronises with it): what
+  // forbids Synchronize. Never blocks.
+  [[nodiscard]] virtual bool Capturing(Stream) const { return false; }
   // Those of `fences` that have passed, in the order given: PollFence for many at once, and cheaper where one answer tells
   // of others. A fence that cannot be polled is not among them.
   [[nodiscard]] virtual std::vector<FenceId> PassedFences(std::span<const FenceId> fences);

@@ -9,7 +9,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
-#include <unordered_map>
+#include <vector>
 
 #include "capture.h"
 #include "driver.h"
@@ -25,15 +25,31 @@ std::atomic<bool> forked{false};  // this is a child of the process that initial
 int trace_file = -1;
 thread_local Call* current_call = nullptr;
 
-// Calls so far, by the name that programs write, and what is to fail.
-struct Counters {
-  std::unordered_map<std::string, uint64_t> calls;
-  std::vector<Fault> faults;
-};
+std::atomic<bool> any_faults{false};
 
-Counters& counters() {
-  static Counters* const instance = new Counters;
+std::vector<Fault>& faults() {
+  static auto* const instance = new std::vector<Fault>;
   return *instance;
+}
+
+void SetFaults(std::vector<Fault> all) {
+  faults() = std::move(all);
+  any_faults = !faults().empty();
+}
+
+// Calls so far, as kSymbols counts.
+std::atomic<uint64_t>* calls() {
+  static auto* const instance = new std::vector<std::atomic<uint64_t>>(kSymbolCount);
+  return instance->data();
+}
+
+// By the name that programs write, which may have several forms.
+uint64_t CallsOf(std::string_view base) {
+  uint64_t count = 0;
+  for (unsigned i = 0; i < kSymbolCount; ++i) {
+    if (base == kSymbols[i].base) count += calls()[i];
+  }
+  return count;
 }
 
 void Spin(const Symbol& symbol) {
@@ -90,6 +106,10 @@ Call::Call(const Symbol& symbol) : symbol_(symbol), outer_(current_call) {
     return;
   } else {
     Spin(symbol);
+    if (symbol.is(kThreadOnly) && !any_faults) {
+      calls()[&symbol - kSymbols].fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
   }
   lock_ = std::unique_lock(driver().mutex);
   current_call = this;
@@ -102,9 +122,9 @@ Call::~Call() {
 
 CUresult Call::Admit() {
   if (initialised) {
-    const uint64_t count = ++counters().calls[symbol_.base];
-    for (const Fault& fault : counters().faults) {
-      if (fault.function == symbol_.base && fault.Hits(count)) return CUresult(fault.error);
+    calls()[&symbol_ - kSymbols].fetch_add(1, std::memory_order_relaxed);
+    for (const Fault& fault : faults()) {
+      if (fault.function == symbol_.base && fault.Hits(CallsOf(symbol_.base))) return CUresult(fault.error);
     }
   }
   return symbol_.is(kUnsafeInCapture) ? RefuseInCapture() : CUDA_SUCCESS;
@@ -145,7 +165,7 @@ CUresult Initialise() {
   }
   if (options.devices == 0) return CUDA_ERROR_NO_DEVICE;
   state.options = options;
-  counters().faults = options.faults;
+  SetFaults(options.faults);
   if (options.hold_events) state.held.Hold();
   for (int i = 0; i < options.devices; ++i) {
     state.devices.push_back(std::make_unique<Device>(i, options.memory));
@@ -177,24 +197,25 @@ int Unsupported(const Symbol& symbol) {
 
 uint64_t CallCount(const char* base) {
   const std::lock_guard lock(driver().mutex);
-  const auto found = counters().calls.find(base);
-  return found == counters().calls.end() ? 0 : found->second;
+  return CallsOf(base);
 }
 
 bool AddFaults(const char* text) {
   const std::lock_guard lock(driver().mutex);
   std::string problem;
-  std::vector<Fault> faults;
-  if (!ParseFaults(text, faults, problem)) return Say("the text " + problem), false;
-  if (!CheckNames(faults)) return false;
-  for (Fault& fault : faults) fault.call += fault.when == Fault::When::kEvery ? 0 : counters().calls[fault.function];
-  counters().faults.insert(counters().faults.end(), faults.begin(), faults.end());
+  std::vector<Fault> added;
+  if (!ParseFaults(text, added, problem)) return Say("the text " + problem), false;
+  if (!CheckNames(added)) return false;
+  for (Fault& fault : added) fault.call += fault.when == Fault::When::kEvery ? 0 : CallsOf(fault.function);
+  std::vector<Fault> all = faults();
+  all.insert(all.end(), added.begin(), added.end());
+  SetFaults(std::move(all));
   return true;
 }
 
 void ClearFaults() {
   const std::lock_guard lock(driver().mutex);
-  counters().faults.clear();
+  SetFaults({});
 }
 
 }  // namespace fake_cuda

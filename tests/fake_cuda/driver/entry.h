@@ -1,6 +1,6 @@
 // The way into the library: what every exported function does before and after its own work.
 //
-// One mutex guards the whole state; it is held while an implementation runs. What calls back into the program (host
+// One mutex guards the whole state; it is held while an implementation runs, unless that asks for nothing of it. What calls back into the program (host
 // functions, destructors of user objects) does so inside `Unlocked`.
 #pragma once
 

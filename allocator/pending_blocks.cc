@@ -1,0 +1,145 @@
+#include "pending_blocks.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace gpuledger {
+
+PendingBlocks::~PendingBlocks() {
+  MutexLock lock(mutex_);
+  for (const auto& [stream, queue] : queues_) {
+    for (const Waiting& waiting : queue) upstream_.DropFence(waiting.fence);
+  }
+}
+
+void PendingBlocks::NoteUse(Block* block, StreamKey stream) {
+  MutexLock lock(mutex_);
+  std::vector<StreamKey>& users = users_[block];
+  if (std::find(users.begin(), users.end(), stream) == users.end()) users.push_back(stream);
+}
+
+void PendingBlocks::Add(Block* block) {
+  MutexLock lock(mutex_);
+  const auto users = users_.find(block);
+  blocks_ += 1;
+  block->front.fences = 1;  // until all its own are counted
+  for (const StreamKey& stream : users->second) {
+    unfenced_.push_back({stream, block, next_wanted_++});
+    block->front.fences += 1;
+  }
+  users_.erase(users);
+  TryFences();
+  PassOne(block, done_);
+}
+
+void PendingBlocks::TryFences() {
+  std::erase_if(unfenced_, [this](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    if (!wanted.stream.reachable()) return false;
+    const absl::StatusOr<FenceId> fence = upstream_.RecordFence(wanted.stream.stream);
+    if (!fence.ok()) return false;
+    auto queue = std::find_if(queues_.begin(), queues_.end(), [&](const auto& q) { return q.first == wanted.stream; });
+    if (queue == queues_.end()) queue = queues_.insert(queues_.end(), {wanted.stream, {}});
+    queue->second.push_back({*fence, wanted.block});
+    return true;
+  });
+}
+
+void PendingBlocks::PassOne(Block* block, std::vector<Block*>& passed) {
+  if (--block->front.fences > 0) return;
+  passed.push_back(block);
+  blocks_ -= 1;
+}
+
+void PendingBlocks::TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>& passed) {
+  std::vector<FenceId> asked;
+  for (size_t batch = 1; !queue.empty(); batch *= 2) {
+    asked.clear();
+    for (size_t i = 0; i < std::min(batch, queue.size()); ++i) asked.push_back(queue[i].fence);
+    size_t taken = 0;
+    for (const FenceId fence : upstream_.PassedFences(asked)) {
+      if (fence != queue.front().fence) return;  // one before it could not be asked for: next time
+      upstream_.DropFence(fence);
+      PassOne(queue.front().block, passed);
+      queue.pop_front();
+      ++taken;
+    }
+    if (taken < asked.size()) return;
+  }
+}
+
+std::vector<Block*> PendingBlocks::TakePassed() {
+  std::vector<Block*> passed;
+  MutexLock lock(mutex_);
+  passed.swap(done_);
+  if (blocks_ == 0) return passed;
+  TryFences();
+  for (auto& [stream, queue] : queues_) TakePassedOf(queue, passed);
+  std::erase_if(queues_, [](const auto& q) { return q.second.empty(); });
+  return passed;
+}
+
+absl::Status PendingBlocks::Wait() {
+  std::vector<FenceId> last;  // of each stream: with it all before it have passed
+  bool unfenced = false;
+  {
+    MutexLock lock(mutex_);
+    TryFences();
+    for (const auto& [stream, queue] : queues_) last.push_back(queue.back().fence);
+    unfenced = !unfenced_.empty();
+  }
+  // Nothing is held here: the work that is waited for may itself wait for a thread that frees a block. A fence that another
+  // thread drops meanwhile has passed.
+  absl::Status first_failure;
+  for (const FenceId fence : last) {
+    const absl::Status waited = upstream_.WaitFence(fence);
+    if (!absl::IsFailedPrecondition(waited)) first_failure.Update(waited);  // one bad stream does not keep the others waiting
+  }
+  if (unfenced) first_failure.Update(WaitForUnfenced());
+  return first_failure;
+}
+
+absl::Status PendingBlocks::WaitForUnfenced() {
+  uint64_t before = 0;
+  {
+    MutexLock lock(mutex_);
+    for (const Unfenced& wanted : unfenced_) {
+      if (upstream_.Capturing(wanted.stream.stream)) {
+        return absl::FailedPreconditionError("a stream that uses pending blocks is being captured into a graph");
+      }
+    }
+    before = next_wanted_;
+  }
+  if (absl::Status status = upstream_.Synchronize(); !status.ok()) return status;
+  MutexLock lock(mutex_);
+  std::erase_if(unfenced_, [&](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    if (wanted.number >= before) return false;
+    PassOne(wanted.block, done_);
+    return true;
+  });
+  return absl::OkStatus();
+}
+
+void PendingBlocks::Forget(StreamKey stream) {
+  MutexLock lock(mutex_);
+  for (auto& [block, users] : users_) std::erase(users, stream);
+  std::erase_if(unfenced_, [&](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    if (wanted.stream != stream) return false;
+    PassOne(wanted.block, done_);
+    return true;
+  });
+}
+
+bool PendingBlocks::AnyCapturing() const {
+  MutexLock lock(mutex_);
+  const auto capturing = [this](const StreamKey& stream) { return upstream_.Capturing(stream.stream); };
+  return std::any_of(unfenced_.begin(), unfenced_.end(), [&](const Unfenced& wanted) { return capturing(wanted.stream); }) ||
+         std::any_of(queues_.begin(), queues_.end(), [&](const auto& queue) { return capturing(queue.first); });
+}
+
+size_t PendingBlocks::size() const {
+  MutexLock lock(mutex_);
+  return blocks_;
+}
+
+}  // namespace gpuledger

@@ -1,0 +1,75 @@
+// allocator/pending_blocks.h - blocks that other streams use, and blocks that are freed and wait for those streams.
+//
+// Use is noted while a block is in use (RecordStream). When it is freed, a fence is recorded on each of those streams, and
+// the block is pending until all have passed. Fences of one stream pass in the order of their recording, so each stream
+// has a queue, and only its front is asked for: what has not passed costs one question a stream, however much waits.
+// A fence that cannot be recorded (its stream is being captured, or is the per-thread stream of another thread) is tried
+// again at each look; the block stays pending until then.
+//
+// Thread-safe, under a mutex of its own, taken inside the growth mutex and outside of all others.
+#pragma once
+
+#include <deque>
+#include <vector>
+
+#include <absl/container/flat_hash_map.h>
+
+#include "block.h"
+#include "gpuledger/upstream.h"
+#include "stream_use.h"
+#include "sync.h"
+
+namespace gpuledger {
+
+class PendingBlocks {
+ public:
+  explicit PendingBlocks(Upstream& upstream) : upstream_(upstream) {}
+  ~PendingBlocks();
+  PendingBlocks(const PendingBlocks&) = delete;
+  PendingBlocks& operator=(const PendingBlocks&) = delete;
+
+  // Notes that `stream` uses the block, which is in use; no fence is recorded before it is freed.
+  void NoteUse(Block* block, StreamKey stream) GPULEDGER_EXCLUDES(mutex_);
+  // Takes a freed block, charged as pending, with the streams that were noted. Never waits.
+  void Add(Block* block) GPULEDGER_EXCLUDES(mutex_);
+  // Takes out the blocks whose fences have passed. Never waits.
+  [[nodiscard]] std::vector<Block*> TakePassed() GPULEDGER_EXCLUDES(mutex_);
+  // Waits for all that is pending now; TakePassed has it then. Holds no lock meanwhile. Synchronises the device if a fence
+  // could not be recorded. An error says what could not be waited for; those blocks stay.
+  absl::Status Wait() GPULEDGER_EXCLUDES(mutex_);
+  // All work of `stream` is done, and it is about to be destroyed.
+  void Forget(StreamKey stream) GPULEDGER_EXCLUDES(mutex_);
+  // Whether a stream that pending blocks wait for is being captured.
+  [[nodiscard]] bool AnyCapturing() const GPULEDGER_EXCLUDES(mutex_);
+
+  [[nodiscard]] size_t size() const GPULEDGER_EXCLUDES(mutex_);
+
+  Mutex& mutex() GPULEDGER_RETURN_CAPABILITY(mutex_) { return mutex_; }
+
+ private:
+  struct Waiting {
+    FenceId fence;
+    Block* block;
+  };
+  struct Unfenced {
+    StreamKey stream;
+    Block* block;
+    uint64_t number;  // in the order of their coming
+  };
+
+  absl::Status WaitForUnfenced() GPULEDGER_EXCLUDES(mutex_);
+  void TryFences() GPULEDGER_REQUIRES(mutex_);
+  void TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
+  void PassOne(Block* block, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
+
+  Upstream& upstream_;
+  mutable Mutex mutex_;
+  absl::flat_hash_map<Block*, std::vector<StreamKey>> users_ GPULEDGER_GUARDED_BY(mutex_);  // of blocks in use
+  std::vector<std::pair<StreamKey, std::deque<Waiting>>> queues_ GPULEDGER_GUARDED_BY(mutex_);
+  std::vector<Unfenced> unfenced_ GPULEDGER_GUARDED_BY(mutex_);
+  uint64_t next_wanted_ GPULEDGER_GUARDED_BY(mutex_) = 0;
+  std::vector<Block*> done_ GPULEDGER_GUARDED_BY(mutex_);  // passed, not yet taken out
+  size_t blocks_ GPULEDGER_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace gpuledger

@@ -1,0 +1,174 @@
+// Giving memory back: on request, after idle time, under a lowered cap, when a stream or a private pool goes, at the end.
+#include <algorithm>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "allocator_impl.h"
+#include "fork_guard.h"
+
+namespace gpuledger {
+namespace {
+
+constexpr uint64_t kWheneverFreed = std::numeric_limits<uint64_t>::max();
+
+}  // namespace
+
+Bytes CachingAllocator::Impl::Release(Bytes target, uint64_t freed_before) {
+  CompletePending();
+  ReclaimCaches(nullptr);
+  SynchronizeOrphans();
+  const auto held = [this]() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { return placement.reserved() + placement.orphaned(); };
+  const Bytes before = held();
+  if (mapping) {
+    placement.Trim(target, freed_before);
+  } else if (freed_before == kWheneverFreed) {
+    GiveBackRanges(target);
+  }
+  return before - held();
+}
+
+Bytes CachingAllocator::ReleaseCached() {
+  Bytes released;
+  {
+    MutexLock lock(impl_->growth);
+    released = impl_->Release(Bytes(), kWheneverFreed);
+  }
+  impl_->TellOfReserved();
+  return released;
+}
+
+Bytes CachingAllocator::ReleaseIdle(std::chrono::nanoseconds age) {
+  MutexLock lock(impl_->growth);
+  const uint64_t now = impl_->upstream.now().value();
+  const auto wanted = static_cast<uint64_t>(std::max<int64_t>(age.count(), 0));
+  return now < wanted ? Bytes() : impl_->Release(Bytes(), now - wanted);
+}
+
+void CachingAllocator::set_cap(Bytes cap) {
+  MutexLock lock(impl_->growth);
+  impl_->options.cap = cap;
+  if (impl_->placement.reserved() > cap) impl_->Release(cap, kWheneverFreed);
+}
+
+// ---- streams and private pools that go ---------------------------------------------------------------------------------------
+
+void CachingAllocator::Impl::RetireCaches(const StreamPools& pools) {
+  Block* taken = nullptr;
+  ledger.ForEachShard([&](Ledger::Shard& shard, bool) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    const ThreadCaches* caches = CachesOf(shard);
+    if (caches == nullptr) return;
+    for (const auto& cache : caches->all()) {
+      if (cache->pools != &pools) continue;
+      cache->retired.store(true, std::memory_order_release);
+      for (Block* block = cache->TakeAll(); block != nullptr;) {
+        Block* const next = block->front.next;
+        block->front.next = std::exchange(taken, block);
+        block = next;
+      }
+    }
+  });
+  GiveBackList(taken);
+}
+
+bool CachingAllocator::Impl::ThreadIsGone(ThreadId thread) {
+  bool found = false;
+  ledger.ForEachShard([&](Ledger::Shard& shard, bool abandoned) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    found = found || (!abandoned && shard.thread == thread);
+  });
+  return !found;
+}
+
+absl::Status CachingAllocator::RetireStream(Stream stream) {
+  Impl& a = *impl_;
+  if (stream.device() != a.device) {
+    return absl::InvalidArgumentError(fmt::format("RetireStream: the stream is of device {}, the allocator of device {}", stream.device().value(), a.device.value()));
+  }
+  const StreamKey key = StreamKey::Of(stream);
+  const absl::StatusOr<FenceId> fence = a.upstream.RecordFence(key.stream);
+  if (!fence.ok()) return fence.status();
+  const absl::Status waited = a.upstream.WaitFence(*fence);
+  a.upstream.DropFence(*fence);
+  if (!waited.ok()) return waited;
+  a.pending.Forget(key);
+  MutexLock lock(a.growth);
+  a.CompletePending();
+  for (const auto& pools : a.stream_pools) {
+    if (pools->retired || pools->use.key != key || pools->use.id != kSharedPool) continue;
+    pools->retired = true;
+    pools->use.order = WorkOrder::kNone;
+    a.RetireCaches(*pools);
+  }
+  return absl::OkStatus();
+}
+
+PoolId CachingAllocator::CreatePool() {
+  MutexLock lock(impl_->growth);
+  return impl_->private_pools.emplace_back(impl_->next_pool_id++);
+}
+
+absl::Status CachingAllocator::ReleasePool(PoolId id) {
+  Impl& a = *impl_;
+  MutexLock lock(a.growth);
+  if (std::erase(a.private_pools, id) == 0) {
+    return absl::NotFoundError(fmt::format("ReleasePool: there is no private pool {}: it was released before, or never made", id.value()));
+  }
+  for (const auto& pools : a.stream_pools) {
+    if (pools->retired || pools->use.id != id) continue;
+    pools->retired = true;
+    pools->use.order = WorkOrder::kUnknown;
+    a.RetireCaches(*pools);
+  }
+  return absl::OkStatus();
+}
+
+bool CachingAllocator::Impl::SynchronizeOrphans() {
+  // A per-thread default stream whose thread is gone can be fenced by nobody any more.
+  for (const auto& pools : stream_pools) {
+    if (pools->retired || pools->use.key.reachable() || !ThreadIsGone(pools->use.key.thread)) continue;
+    pools->retired = true;
+    pools->use.order = WorkOrder::kUnknown;
+    RetireCaches(*pools);
+  }
+  const auto unknown = [](const std::unique_ptr<StreamPools>& pools) { return pools->retired && pools->use.order == WorkOrder::kUnknown; };
+  if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return false;
+  // To synchronise the device would break a capture that is going on.
+  const bool capturing = pending.AnyCapturing() || std::any_of(stream_pools.begin(), stream_pools.end(), [this](const auto& pools) {
+                           return !pools->retired && upstream.Capturing(pools->use.key.stream);
+                         });
+  if (capturing || !upstream.Synchronize().ok()) return false;
+  for (const auto& pools : stream_pools) {
+    if (!unknown(pools)) continue;
+    pools->use.order = WorkOrder::kNone;
+    for (Pool* pool : {pools->small, pools->large}) {
+      if (pool != nullptr) pool->may_donate = pool->may_receive_donors = true;
+    }
+  }
+  return true;
+}
+
+// ---- the end -----------------------------------------------------------------------------------------------------------------
+
+CachingAllocator::~CachingAllocator() {
+  UnregisterForFork(this);
+  Settle().IgnoreError();
+  for (const LiveAllocation& left : ledger().live()) {
+    if (!left.pending) {
+      Die(fmt::format("the allocator of device {} ends while a block of {} is in use, owner {} [{}]", ledger().device().value(),
+                      ToString(left.charged), OwnerName(left.payer.owner), RoleName(left.payer.role)));
+    }
+  }
+  ReleaseCached();
+  MutexLock lock(impl_->growth);
+  impl_->placement.Unreserve();
+}
+
+// ---- callbacks -----------------------------------------------------------------------------------------------------------------
+
+CachingAllocator::CallbackId CachingAllocator::OnOutOfMemory(OutOfMemoryCallback callback) { return impl_->callbacks.Add(std::move(callback)); }
+CachingAllocator::CallbackId CachingAllocator::OnNearCap(double fraction, NearCapCallback callback) {
+  return impl_->callbacks.Add(fraction, std::move(callback));
+}
+void CachingAllocator::RemoveCallback(CallbackId id) { impl_->callbacks.Remove(id); }
+
+}  // namespace gpuledger

@@ -1,0 +1,24 @@
+// allocator/stream_pools.h - the two pools of one stream: requests up to 256 KiB, and larger ones, each with addresses of its own.
+//
+// Where ranges come with their memory there are no such pools: `small` and `large` are null, and a stream's blocks lie in
+// as many whole ranges as it needed (whole_ranges.cc). When a stream is retired its pools go to the next new stream, with
+// the thread caches that were theirs.
+#pragma once
+
+#include "pool.h"
+#include "stream_use.h"
+
+namespace gpuledger {
+
+struct StreamPools {
+  StreamUse use;
+  Pool* small = nullptr;
+  Pool* large = nullptr;
+  bool retired = false;  // to be used again for another stream; guarded by growth
+
+  [[nodiscard]] Pool& For(Bytes charged) const { return charged <= Pool::kLargestSmall ? *small : *large; }
+  // The other one: what it has free serves too before a request fails.
+  [[nodiscard]] Pool& Beside(Bytes charged) const { return charged <= Pool::kLargestSmall ? *large : *small; }
+};
+
+}  // namespace gpuledger
