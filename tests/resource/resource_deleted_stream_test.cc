@@ -66,23 +66,55 @@ TYPED_TEST(ResourceDeletedStreamTest, OthersAreServedWhenAStreamWithCachedMemory
   }
 }
 
-TYPED_TEST(ResourceDeletedStreamTest, ShortOfMemoryItGivesAnAnswerAndKeepsItsBooks) {
+// The same as it should be done: the allocator is told before.
+TYPED_TEST(ResourceDeletedStreamTest, WhatARetiredStreamHadCachedGoesToOthers) {
+  MemoryResource resource(this->allocator());
+  const cudaStream_t other = this->NewStream();
+  RuntimeStream stream;
+  const size_t most = 400u << 20;  // of the cap of 512 MiB
+  this->resource().deallocate(stream.raw(), this->resource().allocate(stream.raw(), most, 256), most, 256);
+  ASSERT_EQ(resource.RetireStream(stream.raw()), absl::OkStatus());
+  stream.Destroy();
+  this->resource().deallocate(other, this->resource().allocate(other, 300u << 20, 256), 300u << 20, 256);
+  EXPECT_LE(this->allocator().totals().reserved, kTestCap);
+}
+
+TYPED_TEST(ResourceDeletedStreamTest, ABlockInUseOutlivesItsRetiredStream) {
+  MemoryResource resource(this->allocator());
+  const cudaStream_t other = this->NewStream();
+  for (int round = 0; round < 3; ++round) {  // the handle may come back as another stream's
+    RuntimeStream stream;
+    const cudaStream_t dead = stream.raw();
+    void* const first = this->AllocateFilled(dead, kBytes, 5);
+    void* const second = this->AllocateFilled(dead, kBytes, 6);
+    ASSERT_EQ(resource.RetireStream(dead), absl::OkStatus());
+    stream.Destroy();
+    EXPECT_TRUE(Holds(first, kBytes, 5, other));
+    EXPECT_TRUE(Holds(second, kBytes, 6, other));
+    this->resource().deallocate(other, first, kBytes, 256);
+    this->resource().deallocate_sync(second, kBytes, 256);
+  }
+  EXPECT_TRUE(this->allocator().Settle().ok());
+  EXPECT_TRUE(this->allocator().totals().pending.is_zero());
+}
+
+TYPED_TEST(ResourceDeletedStreamTest, ShortOfMemoryItGivesAnAnswerWithoutBeingTold) {
   const cudaStream_t other = this->NewStream();
   RuntimeStream stream;
   const cudaStream_t dead = stream.raw();
-  const size_t most = 400u << 20;  // of the cap of 512 MiB
+  const size_t most = 400u << 20;
   this->resource().deallocate(dead, this->resource().allocate(dead, most, 256), most, 256);
   Synchronize(dead);
   stream.Destroy();
   std::string answer = "served";
   try {
-    this->resource().deallocate(other, this->AllocateFilled(other, 300u << 20, 3), 300u << 20, 256);
+    this->resource().deallocate(other, this->resource().allocate(other, 300u << 20, 256), 300u << 20, 256);
   } catch (const OutOfMemoryError& error) {
     answer = "out of memory";
   }
   this->RecordProperty("memory_of_a_destroyed_stream", answer);
   EXPECT_EQ(this->allocator().CheckInvariants(), absl::OkStatus());
-  this->resource().deallocate(other, this->AllocateFilled(other, 50u << 20, 4), 50u << 20, 256);
+  this->resource().deallocate(other, this->resource().allocate(other, 50u << 20, 256), 50u << 20, 256);
 }
 
 TYPED_TEST(ResourceDeletedStreamTest, AllMemoryGoesBackAtTheEnd) {

@@ -1,6 +1,7 @@
 // The contract between streams: memory freed behind work of another stream, synchronous calls, captures, devices.
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -70,15 +71,28 @@ TYPED_TEST(ResourceStreamsTest, AnAlignedBlockFreedOnAnotherStreamIsFoundByItsAd
   EXPECT_TRUE(this->allocator().totals().in_use.is_zero());
 }
 
-TYPED_TEST(ResourceStreamsTest, ThePerThreadDefaultStreamIsDoneWhenItsMemoryGoesBack) {
-  void* const pointer = this->resource().allocate(cudaStreamPerThread, kBytes, 256);
-  Fill(pointer, kBytes, 7, cudaStreamPerThread);
-  this->resource().deallocate(cudaStreamPerThread, pointer, kBytes, 256);
-  EXPECT_EQ(CUDART(cudaStreamQuery)(cudaStreamPerThread), cudaSuccess);
+TYPED_TEST(ResourceStreamsTest, EachThreadsPerThreadDefaultStreamHasItsOwnMemory) {
+  void* const mine = this->resource().allocate(cudaStreamPerThread, kBytes, 256);
+  HeldStream held(cudaStreamPerThread);
+  Fill(mine, kBytes, 7, cudaStreamPerThread);
+  this->resource().deallocate(cudaStreamPerThread, mine, kBytes, 256);
   EXPECT_TRUE(this->allocator().totals().pending.is_zero());
-  void* const again = this->resource().allocate(cudaStreamLegacy, kBytes, 256);
-  EXPECT_EQ(again, pointer);  // one pool for the default streams
-  this->resource().deallocate(cudaStream_t{}, again, kBytes, 256);
+  std::thread([&] {
+    void* const theirs = this->resource().allocate(cudaStreamPerThread, kBytes, 256);
+    EXPECT_NE(theirs, mine);  // this thread's work on it is not done
+    this->resource().deallocate(cudaStreamPerThread, theirs, kBytes, 256);
+  }).join();
+  void* const again = this->resource().allocate(cudaStreamPerThread, kBytes, 256);
+  EXPECT_EQ(again, mine);
+  this->resource().deallocate(cudaStreamPerThread, again, kBytes, 256);
+}
+
+TYPED_TEST(ResourceStreamsTest, TheLegacyDefaultStreamHasTwoNames) {
+  void* const pointer = this->resource().allocate(cudaStreamLegacy, kBytes, 256);
+  this->resource().deallocate(cudaStream_t{}, pointer, kBytes, 256);
+  EXPECT_TRUE(this->allocator().totals().pending.is_zero());
+  EXPECT_EQ(this->resource().allocate(cudaStream_t{}, kBytes, 256), pointer);
+  this->resource().deallocate(cudaStreamLegacy, pointer, kBytes, 256);
 }
 
 class ResourceSyncTest : public RuntimeTest {};

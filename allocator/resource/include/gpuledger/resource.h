@@ -7,7 +7,8 @@
 // Header-only, with the user's own CCCL (3.2 or newer, the wheels nvidia-cuda-cccl >= 13.2) and CUDA 13's headers; any
 // C++20 compiler, no nvcc. No CUDA library is linked: the driver is found at run time.
 //
-// Thread-safe. A stream that memory was used on outlives the resource, as in allocator.h.
+// Thread-safe. Streams are those of allocator.h: one that is destroyed before the resource is retired first (RetireStream),
+// and each thread's per-thread default stream is a stream of its own.
 #pragma once
 
 #include <bit>
@@ -63,12 +64,12 @@ class MemoryResource {
   // an alignment that is no power of two. A call that throws has changed no block in use or pending.
   // Synchronises: as CachingAllocator::Allocate, only when memory is short.
   [[nodiscard]] void* allocate(::cuda::stream_ref stream, size_t bytes, size_t alignment = kAlignment) {
-    return Take(PoolStream(stream), bytes, alignment).pointer;
+    return Take(StreamOf(stream), bytes, alignment).pointer;
   }
   // `stream`: one behind all work that uses the memory. If it is the stream of the allocation, that one can have the memory
   // again at once; else the memory is pending until what `stream` has queued by now is done. `pointer` is from any of these
   // calls of an equal resource, with the same `alignment`. Null is fine; misuse ends the program (AllocatorOptions::on_misuse).
-  // Does not synchronise, except on the per-thread default stream: it waits for the calling thread's.
+  // Does not synchronise.
   void deallocate(::cuda::stream_ref stream, void* pointer, size_t bytes, size_t alignment = kAlignment) noexcept;
 
   // The same, usable when the call returns, on any stream. Synchronises the default stream.
@@ -76,6 +77,10 @@ class MemoryResource {
   // No work that uses the memory is queued any more. Synchronises the default stream; where a capture forbids that, the
   // memory is only ordered after it.
   void deallocate_sync(void* pointer, size_t bytes, size_t alignment = kAlignment) noexcept;
+
+  // To be called before `stream` is destroyed. Waits for its work; its memory in use stays good, and what it has cached is
+  // everybody's. Errors: the driver's; kFailedPrecondition while it is being captured.
+  absl::Status RetireStream(::cuda::stream_ref stream) { return allocator_->RetireStream(StreamOf(stream)); }
 
   // Whether what one has allocated the other can deallocate.
   friend bool operator==(const MemoryResource& a, const MemoryResource& b) noexcept { return a.allocator_ == b.allocator_; }
@@ -98,8 +103,7 @@ class MemoryResource {
 
   [[nodiscard]] DeviceId device() const { return allocator_->upstream().device(); }
   [[nodiscard]] Stream DefaultStream() const { return Stream::Default(device()); }
-  [[nodiscard]] static bool PerThread(::cuda::stream_ref stream) { return reinterpret_cast<uintptr_t>(stream.get()) == 2; }
-  [[nodiscard]] Stream PoolStream(::cuda::stream_ref stream) const;
+  [[nodiscard]] Stream StreamOf(::cuda::stream_ref stream) const { return Stream(device(), stream.get()); }
   [[nodiscard]] Taken Take(Stream stream, size_t bytes, size_t alignment);
   [[nodiscard]] DevicePtr BlockAt(void* pointer, size_t alignment) const;
   // Blocks the calling thread until what `stream` has queued by now is done.
@@ -133,14 +137,6 @@ inline MemoryResource::MemoryResource(std::shared_ptr<CachingAllocator> allocato
 
 inline MemoryResource::MemoryResource(CachingAllocator& allocator)
     : allocator_(std::shared_ptr<CachingAllocator>(std::shared_ptr<void>(), &allocator)) {}
-
-// The per-thread default stream has one handle and is another stream in each thread, so it has no pool. It and the legacy
-// default stream wait for each other, so that it may use that one's memory, but each thread's use has to be over when the
-// memory goes back (deallocate).
-inline Stream MemoryResource::PoolStream(::cuda::stream_ref stream) const {
-  const auto handle = reinterpret_cast<uintptr_t>(stream.get());
-  return handle <= 2 ? DefaultStream() : Stream(device(), stream.get());  // 1 is the legacy default stream by name
-}
 
 inline MemoryResource::Taken MemoryResource::Take(Stream stream, size_t bytes, size_t alignment) {
   if (!std::has_single_bit(alignment)) {
@@ -177,11 +173,7 @@ inline void MemoryResource::FreeAfter(Stream stream, DevicePtr block) noexcept {
 
 inline void MemoryResource::deallocate(::cuda::stream_ref stream, void* pointer, size_t, size_t alignment) noexcept {
   if (pointer == nullptr) return;
-  const DevicePtr block = BlockAt(pointer, alignment);
-  const Stream raw(device(), stream.get());
-  if (!PerThread(stream)) return FreeAfter(PoolStream(stream), block);
-  if (Wait(raw).ok()) return allocator_->Free(block);
-  FreeAfter(raw, block);
+  FreeAfter(StreamOf(stream), BlockAt(pointer, alignment));
 }
 
 inline void* MemoryResource::allocate_sync(size_t bytes, size_t alignment) {
