@@ -7,8 +7,8 @@
 
 namespace gpuledger {
 
-Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks)
-    : upstream_(upstream), ledger_(ledger), blocks_(blocks), granularity_(upstream.granularity()), aliasing_(upstream.capabilities().aliasing) {}
+Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish)
+    : upstream_(upstream), ledger_(ledger), blocks_(blocks), granularity_(upstream.granularity()), aliasing_(upstream.capabilities().aliasing), streams_may_vanish_(streams_may_vanish) {}
 
 // ---- pools -------------------------------------------------------------------------------------------------------------
 
@@ -66,17 +66,18 @@ void Placement::Note(RecordKind kind, const Pool& pool, Bytes offset, Bytes size
 absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes live, Bytes peak, Bytes cap) {
   peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
   Collect();
-  absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap);
+  absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
+  if (streams_may_vanish_ && !block.ok() && absl::IsResourceExhausted(block.status())) block = GrowOnce(pool, size_class, cap, true);
   if (block.ok() || !absl::IsResourceExhausted(block.status()) || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
   // No handle may move here, but memory may be given back and bought again.
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));
-  return GrowOnce(pool, size_class, cap);
+  return GrowOnce(pool, size_class, cap, true);
 }
 
-absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Bytes cap) {
+absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign) {
   PoolLock lock(pool);
-  Tried tried;
+  Tried tried{.barred = {}, .foreign = foreign};
   while (true) {
     // Others may have freed or grown since the miss, and a round before this one too.
     if (Block* block = pool.Take(size_class)) return block;

@@ -37,7 +37,7 @@ class Placement {
 
   // `ledger` gets the records of what is mapped and unmapped.
   // `blocks` is made ready for what is mapped.
-  Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks);
+  Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish = false);
 
   // A new pool with its own range, all open end. kResourceExhausted if there are no addresses for it.
   absl::StatusOr<Pool*> MakePool(const StreamUse& use, PoolKind kind);
@@ -100,9 +100,12 @@ class Placement {
   struct Tried {
     std::vector<const StreamUse*> barred;
     Bytes upstream_limit = Bytes::Max();
+    bool foreign = true;  // whether donors of other streams are asked
   };
 
-  absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap);
+  absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign);
+  // All work of the device is done: for streams that may be gone. Breaks no capture that blocks the default stream.
+  absl::Status SynchronizeDevice();
   // Plans how the window is filled, and takes the donors out of their pools. Empty, with shortage_ and why_, if it cannot be.
   std::vector<Step> TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried) GPULEDGER_REQUIRES(pool.mutex);
   [[nodiscard]] std::vector<FreeHandle> ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const;
@@ -127,6 +130,7 @@ class Placement {
   AddressMap& blocks_;
   const Bytes granularity_;
   const bool aliasing_;
+  const bool streams_may_vanish_;
   std::vector<std::unique_ptr<Pool>> pools_;
   std::vector<std::unique_ptr<Pool>> past_pools_;  // of kWhole, without a range: old pointers to their blocks stay readable
   uint32_t next_number_ = 0;
