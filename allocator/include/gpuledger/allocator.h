@@ -1,14 +1,14 @@
 // gpuledger/allocator.h - the caching allocator: blocks out of an upstream's memory, every byte with an owner.
 //
-// Each stream has two pools, for small and for large requests: reserved addresses, which handles of physical memory are mapped into as they grow. They are cut
-// into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
-// other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
+// Each stream has two pools, for small and for large requests: reserved addresses, which handles of physical memory are
+// mapped into as they grow. They are cut into blocks: in use, pending or cached. A freed block is reused at once on its
+// own stream; if other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
 //
 //   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
 //
 // Owner, role and site are read from the calling thread (owner.h) before any lock is taken. On a miss the ladder is:
-// passed fences, growth by new handles or by donors (cached handles of any pool, moved: placement.h), pending work waited for, and then an out-of-memory
-// report (kResourceExhausted) that names the top owners and what is cached.
+// passed fences, growth by new handles or by donors (cached handles of any pool, moved: placement.h), pending work waited
+// for, and then an out-of-memory report (kResourceExhausted) that names the top owners and what is cached.
 //
 // A stream that an allocator has seen outlives it, and its handle names one stream in every thread: the handle of CUDA's
 // per-thread default stream (2) does not, so a program that uses it gives each thread a stream of its own.
@@ -104,7 +104,8 @@ class GPULEDGER_EXPORT CachingAllocator {
   // `size` bytes, usable by work of `stream` ordered after this call; 512 B aligned; content undefined. Zero bytes is the
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
   // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
-  // Synchronises the device: only on the rungs below growth (pending work is waited for), and where the upstream cannot alias.
+  // Synchronises the device: only on the rungs below growth (pending work is waited for), and where memory moves and the
+  // upstream cannot alias.
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
   [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite) noexcept;
