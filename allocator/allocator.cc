@@ -14,7 +14,7 @@ CachingAllocator::CachingAllocator(Upstream& upstream, AllocatorOptions options,
 CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_options, RecordSink* sink)
     : upstream(its_upstream),
       device(its_upstream.device()),
-      granule(its_upstream.granularity()),
+      granularity(its_upstream.granularity()),
       mapping(its_upstream.capabilities().mapping),
       on_misuse(its_options.on_misuse),
       device_total(its_upstream.memory_info().total),
@@ -55,8 +55,8 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   }
   if (left_over != nullptr) [[unlikely]] a.GiveBackList(left_over);
   if (block == nullptr) {
-    // 2. A free block of the stream's pool.
-    block = a.TakeFromPool(place, size_class);
+    // 2. A cached block of the stream's pool. (Where ranges come with their memory there is none: whole_ranges.cc.)
+    if (place.pools->small != nullptr) [[likely]] block = a.TakeFrom(place.pools->For(size_class.charged()), size_class, place.cache);
     // 3. The ladder.
     if (block == nullptr) [[unlikely]] {
       absl::StatusOr<Block*> climbed = a.AllocateSlow(place, size_class, request);
@@ -78,18 +78,16 @@ bool CachingAllocator::Impl::HandOut(Ledger::Shard& shard, Block* block, ChargeR
   return !shard.crossings.empty();
 }
 
-Block* CachingAllocator::Impl::TakeFromPool(const Place& place, SizeClass size_class) {
-  if (place.pools->small == nullptr) return nullptr;  // ranges come with their memory: whole_ranges.cc
-  Pool& pool = place.pools->For(size_class.charged());
+Block* CachingAllocator::Impl::TakeFrom(Pool& pool, SizeClass size_class, StreamCache* home) {
   PoolLock lock(pool);
   Block* block = pool.Take(size_class);
-  if (block != nullptr) Welcome(block, place.cache);
+  if (block != nullptr) Welcome(block, home);
   return block;
 }
 
-void CachingAllocator::Impl::Welcome(Block* block, StreamCache* cache) {
+void CachingAllocator::Impl::Welcome(Block* block, StreamCache* home) {
   const uint64_t address = block->pool->address(*block).address();
-  block->front.home = block->size <= StreamCache::kLargest ? cache : nullptr;
+  block->front.home = block->size <= StreamCache::kLargest ? home : nullptr;
   if (block->front.address.load(std::memory_order_relaxed) == address) return;
   block->front.address.store(address, std::memory_order_relaxed);
   blocks.Set(address, block);

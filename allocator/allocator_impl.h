@@ -33,7 +33,7 @@ struct CachingAllocator::Impl {
 
   Upstream& upstream;
   const DeviceId device;
-  const Bytes granule;
+  const Bytes granularity;
   const bool mapping;  // Capabilities::mapping
   const OnMisuse on_misuse;
   const Bytes device_total;
@@ -73,7 +73,8 @@ struct CachingAllocator::Impl {
       GPULEDGER_EXCLUDES(growth);
   // Charges the block, whose address goes into the request; true if a soft cap was crossed (Ledger::Impl::Tell).
   bool HandOut(Ledger::Shard& shard, Block* block, ChargeRequest& request) GPULEDGER_REQUIRES(shard.mutex);
-  Block* TakeFromPool(const Place& place, SizeClass size_class);
+  // A cached block of the pool, with an address and a home; null on a miss.
+  Block* TakeFrom(Pool& pool, SizeClass size_class, StreamCache* home);
   // A block fresh from its pool gets an address, and a home.
   void Welcome(Block* block, StreamCache* home);
   // The ledger's part of a free, and its record.
@@ -96,7 +97,7 @@ struct CachingAllocator::Impl {
 
   [[gnu::noinline, gnu::cold]] absl::StatusOr<Block*> AllocateSlow(const Place& place, SizeClass size_class, const ChargeRequest& request)
       GPULEDGER_EXCLUDES(growth);
-  // The rungs that wait for nobody; `last` also those that disturb everybody.
+  // Rungs 1 to 3, which wait for nobody; `last`: with every thread's caches, and with rungs 4 and 5.
   absl::StatusOr<Block*> Climb(const Place& place, SizeClass size_class, bool last) GPULEDGER_REQUIRES(growth);
   absl::StatusOr<Block*> Grow(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
   // Of the device, every thread's changes in it.
@@ -112,15 +113,14 @@ struct CachingAllocator::Impl {
   void ReclaimCaches(const StreamPools* pools) GPULEDGER_REQUIRES(growth);
   // Blocks whose fences have passed go back to their pools; how many.
   uint64_t CompletePending() GPULEDGER_EXCLUDES(pending.mutex());
-  void Complete(const std::vector<Block*>& passed);
   absl::Status WaitForPending() GPULEDGER_EXCLUDES(growth);
 
   // ---- giving back (release.cc) ----
 
   Bytes Release(Bytes target, uint64_t freed_before) GPULEDGER_REQUIRES(growth);
-  // Pools whose streams cannot be fenced (released private ones, a dead thread's) donate from here on, if the device can
-  // be synchronised; true if there were any.
-  bool SynchronizeOrphans() GPULEDGER_REQUIRES(growth);
+  // Pools whose work no fence can tell of (released private ones, those of a thread that is gone) donate from here on, if
+  // the device can be synchronised now.
+  void SynchronizeUnordered() GPULEDGER_REQUIRES(growth);
   void RetireCaches(const StreamPools& pools) GPULEDGER_REQUIRES(growth);
   bool ThreadIsGone(ThreadId thread);
 

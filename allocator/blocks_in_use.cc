@@ -1,4 +1,5 @@
 // Blocks in use, by their address: claimed, used by other streams, re-tagged, found; and addresses that are none.
+#include <algorithm>
 #include <cstdio>
 
 #include <sched.h>
@@ -6,7 +7,6 @@
 #include <fmt/format.h>
 
 #include "allocator_impl.h"
-#include "text.h"
 
 namespace gpuledger {
 

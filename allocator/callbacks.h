@@ -31,8 +31,9 @@ class Callbacks {
   // Whether anybody wants to be told near the cap.
   [[nodiscard]] bool near_cap() const { return wants_near_cap_.load(std::memory_order_relaxed); }
   // What is reserved now, of `limit`: calls those whose fraction was reached from below since the last time.
-  Mutex& mutex() GPULEDGER_RETURN_CAPABILITY(mutex_) { return mutex_; }
   void NoteReserved(const Totals& totals, Bytes limit);
+
+  Mutex& mutex() GPULEDGER_RETURN_CAPABILITY(mutex_) { return mutex_; }  // held around fork()
 
  private:
   struct Inside {

@@ -1,4 +1,4 @@
-// held_fences.h - the fences of FakeUpstream that have not passed yet, in the order in which streams would pass them.
+// allocator/held_fences.h - the fences of FakeUpstream that have not passed yet, in the order in which streams would pass them.
 // Not thread-safe.
 #pragma once
 

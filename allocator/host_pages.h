@@ -1,4 +1,4 @@
-// host_pages.h - the system calls under the two host upstreams: what differs between them, and what they share.
+// allocator/host_pages.h - the system calls under the two host upstreams: what differs between them, and what they share.
 #pragma once
 
 #include <cstddef>

@@ -24,12 +24,14 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(const Place& place, 
     block = Climb(place, size_class, last);
     return !Exhausted(block);
   };
-  // Rungs 1 to 4, which wait for nobody; then those that disturb everybody: all caches, released pools, trimming.
+  const auto climb_after_waiting = [&] {
+    WaitForPending().IgnoreError();  // whatever could be waited for is cached now
+    return climb(true);
+  };
+  // Rungs 1 to 3, which wait for nobody; the same and two more, which disturb everybody (all caches, released pools,
+  // trimming); after each callback that freed something; after pending work.
   const bool found = climb(false) || climb(true) ||
-                     // Callbacks, on this thread, with no lock held.
-                     callbacks.FreeSome(size_class.charged(), [&] { return climb(true); }) ||
-                     // Pending work, waited for; then everything once more.
-                     (WaitForPending().ok(), climb(true));  // whatever it could wait for is cached now
+                     callbacks.FreeSome(size_class.charged(), [&] { return climb(true); }) || climb_after_waiting();
   if (found) {
     TellOfReserved();
     return block;
@@ -42,12 +44,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeCla
   if (refuses) return Refusal();
   if (!mapping) return AllocateFromWholeRanges(place, size_class, last);
   Pool& pool = place.pools->For(size_class.charged());
-  const auto take = [&](Pool& from) {
-    PoolLock lock(from);
-    Block* const block = from.Take(size_class);
-    if (block != nullptr) Welcome(block, place.cache);
-    return block;
-  };
+  const auto take = [&](Pool& from) { return TakeFrom(from, size_class, place.cache); };
   // 1. What another thread has put there meanwhile; fences that have passed since.
   if (Block* block = take(pool)) return block;
   if (CompletePending() > 0) {
@@ -55,7 +52,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeCla
   }
   // 2. Caches of this stream, whoever's, and idle ones of other streams: their blocks may join into one that fits.
   ReclaimCaches(last ? nullptr : place.pools);
-  if (last) SynchronizeOrphans();
+  if (last) SynchronizeUnordered();
   if (Block* block = take(pool)) return block;
   // 3. New handles up to the gate, donors, new handles up to the cap.
   absl::StatusOr<Block*> grown = Grow(place, size_class);
@@ -144,11 +141,7 @@ void CachingAllocator::Impl::ReclaimCaches(const StreamPools* pools) {
     for (const auto& cache : caches->all()) {
       const bool idle = abandoned || !std::exchange(cache->used, false);
       if (pools != nullptr && cache->pools != pools && !idle) continue;
-      for (Block* block = cache->TakeAll(); block != nullptr;) {
-        Block* const next = block->front.next;
-        block->front.next = std::exchange(taken, block);
-        block = next;
-      }
+      taken = cache->TakeAll(taken);
     }
   });
   GiveBackList(taken);

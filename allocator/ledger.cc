@@ -1,6 +1,5 @@
 #include "gpuledger/ledger.h"
 
-#include <algorithm>
 #include <atomic>
 
 #include <fmt/format.h>

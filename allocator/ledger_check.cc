@@ -1,4 +1,4 @@
-// The check of the ledger's equations, recomputed from the live charges.
+// The ledger's equations, recomputed from the live charges.
 #include <absl/container/flat_hash_map.h>
 #include <fmt/format.h>
 

@@ -1,4 +1,4 @@
-// Reading the ledger: usage, who was live at the peak, lineage and residual, and the check of the equations.
+// Reading the ledger: usage, who was live at the peak, live charges, lineage and residual.
 #include <algorithm>
 
 #include <fmt/format.h>

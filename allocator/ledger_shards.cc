@@ -1,6 +1,7 @@
 // Shards as the central ledger sees them: attaching, draining and stopping them; threads that come, go, or were left in
 // another process.
 #include <bit>
+#include <utility>
 
 #include "ledger_impl.h"
 

@@ -82,9 +82,9 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
   }
   text += "  top owners of what is in use:\n" + OwnerLines(ledger_owned.usage_by_owner(), options.report_owners);
   text += "  what would help: ";
-  if (placement.shortage() == Shortage::kCap && request.charged + granule < Bytes::Max() - t.reserved) {
-    const Bytes need = (t.in_use + t.pending + stranded + in_private_pools + request.charged).RoundUpTo(granule);
-    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granule)), Human(request.charged));
+  if (placement.shortage() == Shortage::kCap && request.charged + granularity < Bytes::Max() - t.reserved) {
+    const Bytes need = (t.in_use + t.pending + stranded + in_private_pools + request.charged).RoundUpTo(granularity);
+    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granularity)), Human(request.charged));
   } else if (placement.shortage() == Shortage::kAddresses) {
     text += "a smaller request: no pool has so many addresses";
   } else {

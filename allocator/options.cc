@@ -1,8 +1,4 @@
 // The options: one table names, parses and explains each; everything else (environment, messages) is read from it.
-#include <cstdlib>
-#include <cstring>
-
-#include <array>
 #include <charconv>
 
 #include <fmt/format.h>

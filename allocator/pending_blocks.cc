@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include <fmt/format.h>
-
 namespace gpuledger {
 
 PendingBlocks::~PendingBlocks() {

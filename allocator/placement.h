@@ -1,4 +1,4 @@
-// allocator/placement.h - where memory comes from on a miss: windows, handles, donors (placement.md, policy R).
+// allocator/placement.h - where memory comes from on a miss: windows, handles, donors (README.md, "Placement").
 //
 // A miss looks for the position in its pool that needs the fewest unmapped bytes. New handles fill it while reserved stays
 // within 1.5 % of the most that was ever live (the gate); the rest comes from donors: handles of any pool whose every byte
@@ -33,10 +33,11 @@ class Placement {
   // How much more than the most ever live may be reserved before donors are asked: 1.5 %.
   static constexpr uint64_t kSlackPermille = 15;
 
+  // For Trim: whenever it was freed.
   static constexpr uint64_t kAnyTime = std::numeric_limits<uint64_t>::max();
 
-  // `ledger` gets the records of what is mapped and unmapped.
-  // `blocks` is made ready for what is mapped.
+  // `ledger` gets the records of what is mapped and unmapped, and `blocks` is made ready for what is mapped.
+  // `streams_may_vanish`: see AllocatorOptions.
   Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish = false);
 
   // A new pool with its own range, all open end. kResourceExhausted if there are no addresses for it.
@@ -75,7 +76,7 @@ class Placement {
   [[nodiscard]] uint64_t upstream_calls() const { return upstream_calls_.load(std::memory_order_relaxed); }
   void CountUpstreamCall() { upstream_calls_.fetch_add(1, std::memory_order_relaxed); }
 
-  // The books: reserved is what the pools hold, and dead blocks are those listed. The caller checks each pool.
+  // The structure of each pool, and the books: reserved is what the pools hold, and dead blocks are those listed.
   [[nodiscard]] absl::Status Check() const;
 
  private:

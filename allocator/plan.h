@@ -39,7 +39,7 @@ struct Plan {
 // `budget.gate` is created only when no donor is left that fits.
 [[nodiscard]] std::optional<Plan> FillGaps(const std::vector<Gap>& gaps, const std::vector<FreeHandle>& donors, Budget budget, HandleShape shape);
 
-// The largest handle that a pool makes (policy R.5): a power of two of granularities, at most the larger of peak / 512 and
+// The largest handle that a pool makes: a power of two of granularities, at most the larger of peak / 512 and
 // missing / 16, in the small pools one granularity.
 [[nodiscard]] Bytes LargestHandle(PoolKind kind, Bytes granularity, Bytes peak, Bytes missing);
 

@@ -5,7 +5,7 @@
 // Two cached neighbours never stand side by side, nor two unmapped ones: they merge at once. Handles are extents of the
 // range; one lies in no unmapped block, and every other byte is in exactly one (a dead block is all of an extent that has
 // lost its handle). The fast path is Take and Put: bins with a bitmap, eight an octave, the lowest-addressed fitting block
-// first (placement.md, policy R.2), always split, low end first; of handles they know nothing. The rest is the slow path's.
+// first (README.md, "Placement"), always split, low end first; of handles they know nothing. The rest is the slow path's.
 //
 // Thread-safe by `mutex`, which the caller holds. A pool knows no upstream: Placement creates handles and maps them.
 #pragma once
@@ -161,7 +161,6 @@ class Pool {
   Block* CutOut(Block* block, Extent extent);
   // The unmapped block that holds `offset`.
   [[nodiscard]] Block* UnmappedHolding(Bytes offset) const;
-  void BecomeUnmapped(Block* block);  // and merge
   // Improves `best` by the run of cached and unmapped blocks around `inside`, which is unmapped; the run's end.
   Bytes SearchRun(const Block* inside, Bytes size, std::optional<Window>& best) const;
 

@@ -1,6 +1,5 @@
 // Giving memory back: on request, after idle time, under a lowered cap, when a stream or a private pool goes, at the end.
 #include <algorithm>
-#include <limits>
 
 #include <fmt/format.h>
 
@@ -8,21 +7,16 @@
 #include "fork_guard.h"
 
 namespace gpuledger {
-namespace {
-
-constexpr uint64_t kWheneverFreed = std::numeric_limits<uint64_t>::max();
-
-}  // namespace
 
 Bytes CachingAllocator::Impl::Release(Bytes target, uint64_t freed_before) {
   CompletePending();
   ReclaimCaches(nullptr);
-  SynchronizeOrphans();
+  SynchronizeUnordered();
   const auto held = [this]() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { return placement.reserved() + placement.orphaned(); };
   const Bytes before = held();
   if (mapping) {
     placement.Trim(target, freed_before);
-  } else if (freed_before == kWheneverFreed) {
+  } else if (freed_before == Placement::kAnyTime) {
     GiveBackRanges(target);
   }
   return before - held();
@@ -32,7 +26,7 @@ Bytes CachingAllocator::ReleaseCached() {
   Bytes released;
   {
     MutexLock lock(impl_->growth);
-    released = impl_->Release(Bytes(), kWheneverFreed);
+    released = impl_->Release(Bytes(), Placement::kAnyTime);
   }
   impl_->TellOfReserved();
   return released;
@@ -48,7 +42,7 @@ Bytes CachingAllocator::ReleaseIdle(std::chrono::nanoseconds age) {
 void CachingAllocator::set_cap(Bytes cap) {
   MutexLock lock(impl_->growth);
   impl_->options.cap = cap;
-  if (impl_->placement.reserved() > cap) impl_->Release(cap, kWheneverFreed);
+  if (impl_->placement.reserved() > cap) impl_->Release(cap, Placement::kAnyTime);
 }
 
 // ---- streams and private pools that go ---------------------------------------------------------------------------------------
@@ -61,11 +55,7 @@ void CachingAllocator::Impl::RetireCaches(const StreamPools& pools) {
     for (const auto& cache : caches->all()) {
       if (cache->pools != &pools) continue;
       cache->retired.store(true, std::memory_order_release);
-      for (Block* block = cache->TakeAll(); block != nullptr;) {
-        Block* const next = block->front.next;
-        block->front.next = std::exchange(taken, block);
-        block = next;
-      }
+      taken = cache->TakeAll(taken);
     }
   });
   GiveBackList(taken);
@@ -122,7 +112,7 @@ absl::Status CachingAllocator::ReleasePool(PoolId id) {
   return absl::OkStatus();
 }
 
-bool CachingAllocator::Impl::SynchronizeOrphans() {
+void CachingAllocator::Impl::SynchronizeUnordered() {
   // A per-thread default stream whose thread is gone can be fenced by nobody any more.
   for (const auto& pools : stream_pools) {
     if (pools->retired || pools->use.key.reachable() || !ThreadIsGone(pools->use.key.thread)) continue;
@@ -131,12 +121,12 @@ bool CachingAllocator::Impl::SynchronizeOrphans() {
     RetireCaches(*pools);
   }
   const auto unknown = [](const std::unique_ptr<StreamPools>& pools) { return pools->retired && pools->use.order == WorkOrder::kUnknown; };
-  if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return false;
+  if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return;
   // To synchronise the device would break a capture that is going on.
   const bool capturing = upstream.Capturing(Stream::Default(device)) || pending.AnyCapturing() || std::any_of(stream_pools.begin(), stream_pools.end(), [this](const auto& pools) {
                            return !streams_may_vanish && !pools->retired && upstream.Capturing(pools->use.key.stream);
                          });
-  if (capturing || !upstream.Synchronize().ok()) return false;
+  if (capturing || !upstream.Synchronize().ok()) return;
   for (const auto& pools : stream_pools) {
     if (!unknown(pools)) continue;
     pools->use.order = WorkOrder::kNone;
@@ -144,7 +134,6 @@ bool CachingAllocator::Impl::SynchronizeOrphans() {
       if (pool != nullptr) pool->may_donate = pool->may_receive_donors = true;
     }
   }
-  return true;
 }
 
 // ---- the end -----------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-// sync.h - the mutex and the spin lock of this library, annotated so that clang checks who holds it (-Wthread-safety).
+// allocator/sync.h - the mutex and the spin lock of this library, annotated so that clang checks who holds it (-Wthread-safety).
 //
 // A wrapper of std::mutex and not absl::Mutex: a packaged Abseil is built without ThreadSanitizer's instrumentation, so
 // TSan sees neither its lock nor its unlock and reports races that are none.

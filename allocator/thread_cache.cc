@@ -1,5 +1,7 @@
 #include "thread_cache.h"
 
+#include <utility>
+
 namespace gpuledger {
 namespace {
 
@@ -20,17 +22,17 @@ Block* StreamCache::Collect() {
   return left_over;
 }
 
-Block* StreamCache::TakeAll() {
-  Block* all = TakeReturned();
+Block* StreamCache::TakeAll(Block* list) {
+  for (Block* block = TakeReturned(); block != nullptr;) Prepend(list, std::exchange(block, block->front.next));
   for (size_t i = 0; i < kSizes && bytes > 0; ++i) {
     while (Block* block = lists[i]) {
       lists[i] = block->front.next;
       bytes -= block->size.count();
-      Prepend(all, block);
+      Prepend(list, block);
     }
     counts[i] = 0;
   }
-  return all;
+  return list;
 }
 
 StreamCache* ThreadCaches::FindSlow(Stream stream, PoolId pool) const {

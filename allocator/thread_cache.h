@@ -75,8 +75,8 @@ struct StreamCache {
   }
   // Takes in what other threads have returned; what does not fit, as a list.
   Block* Collect();
-  // Everything it keeps, returned blocks too, as a list.
-  Block* TakeAll();
+  // Everything it keeps, returned blocks too, in front of `list`.
+  Block* TakeAll(Block* list);
 
   Ledger::Shard& shard;
   StreamPools* const pools;

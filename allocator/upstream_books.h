@@ -1,4 +1,4 @@
-// upstream_books.h - what an upstream has given out: its ranges, handles, mappings and fences, and who misuses them.
+// allocator/upstream_books.h - what an upstream has given out: its ranges, handles, mappings and fences, and who misuses them.
 //
 // Upstreams differ in how they get memory, not in what is a mistake: every rule of upstream.h that can be checked
 // without a device is checked here, once. Each Check says why a call may not be made; each Add or Remove books a call

@@ -3,9 +3,9 @@
 // A stream has as many ranges as it needed, each a pool of its own, of 32 MiB at least where so much is left: small
 // blocks share them. A range goes back once all of it is cached. Nothing moves from one range or stream to another, so
 // more is reserved than over an upstream that maps; the equations are the same.
-#include <fmt/format.h>
-
 #include <algorithm>
+
+#include <fmt/format.h>
 
 #include "allocator_impl.h"
 
@@ -28,7 +28,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(const Pla
   absl::StatusOr<Block*> bought = BuyRange(place, size_class);
   if (bought.ok() || !absl::IsResourceExhausted(bought.status()) || !last) return bought;
   // 3. Cached ranges of all streams given back, for a new one.
-  SynchronizeOrphans();
+  SynchronizeUnordered();
   if (GiveBackRanges(Bytes())) bought = BuyRange(place, size_class);
   return bought;
 }
@@ -36,25 +36,21 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(const Pla
 Block* CachingAllocator::Impl::TakeFromWholeRanges(const Place& place, SizeClass size_class) {
   for (const auto& pool : placement.pools()) {
     if (&pool->use() != &place.pools->use) continue;
-    PoolLock lock(*pool);
-    if (Block* block = pool->Take(size_class)) {
-      Welcome(block, place.cache);
-      return block;
-    }
+    if (Block* block = TakeFrom(*pool, size_class, place.cache)) return block;
   }
   return nullptr;
 }
 
 absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, SizeClass size_class) {
-  const Bytes needed = size_class.charged().RoundUpTo(granule);
+  const Bytes needed = size_class.charged().RoundUpTo(granularity);
   const Bytes held = placement.reserved();
   if (held > options.cap || needed > options.cap - held) {
     placement.set_shortage(Shortage::kCap);
     return absl::ResourceExhaustedError(fmt::format("the cap is {}", ToString(options.cap)));
   }
   absl::StatusOr<Range> range = absl::ResourceExhaustedError("");
-  for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granule));;
-       size = std::max(needed, (size / 2u).RoundUpTo(granule))) {
+  for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granularity));;
+       size = std::max(needed, (size / 2u).RoundUpTo(granularity))) {
     if (size <= options.cap - held) {
       placement.CountUpstreamCall();
       range = upstream.Reserve(size);
@@ -67,11 +63,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, Size
     upstream.Unreserve(*range).IgnoreError();
     return absl::ResourceExhaustedError("the request is longer than any range");
   }
-  Pool* const pool = placement.AdoptWholeRange(place.pools->use, *range);
-  PoolLock lock(*pool);
-  Block* const block = pool->Take(size_class);
-  Welcome(block, place.cache);
-  return block;
+  return TakeFrom(*placement.AdoptWholeRange(place.pools->use, *range), size_class, place.cache);
 }
 
 bool CachingAllocator::Impl::GiveBackRanges(Bytes target) {

@@ -1,4 +1,4 @@
-// Where a pool grows: windows over free space (placement.md, policy R.3).
+// Where a pool grows: windows over free space (README.md, "Placement").
 //
 // A cached block that is large enough would have been found by the fast path, so only runs that hold unmapped space are
 // searched, from the list of unmapped blocks: the cost follows the holes, not the blocks.
@@ -49,7 +49,7 @@ Bytes Pool::SearchRun(const Block* inside, Bytes size, std::optional<Window>& be
   const Bytes begin = first->offset, end = run.back().block->end();
   if (end - begin < size) return end;
 
-  // Unmapped pieces are whole granules, so a window's part of one is whole granules too.
+  // Unmapped pieces are multiples of the granularity, and so is a window's part of one.
   const auto consider = [&](Bytes offset) {
     if (offset < begin || offset > end - size) return;
     const Bytes window_end = std::min((offset + size).RoundUpTo(granularity_), end);

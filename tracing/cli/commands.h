@@ -18,7 +18,7 @@ class Validator;
 
 namespace gpuledger::cli {
 
-// DESIGN section 9.
+// What a command exits with (README.md).
 enum class ExitCode : int {
   kFine = 0,
   kInternal = 1,     // an internal error, or a check that could not be made

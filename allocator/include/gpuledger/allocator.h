@@ -176,7 +176,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   // To read, and to open and close lineages; charges come from the allocator alone.
   [[nodiscard]] Ledger& ledger();
   [[nodiscard]] const Ledger& ledger() const;
-  // The statistics page: the equations of DESIGN section 3 with their figures, then the owners.
+  // The statistics page: the equations of types.h with their figures, then the owners.
   [[nodiscard]] std::string Report() const;
   // The equations and the structure behind them, recomputed; kInternal names what does not hold. Call it while no other
   // thread is inside the allocator: a block between two hands is in none.

@@ -21,8 +21,8 @@ enum class UpstreamCall : uint8_t {
 };
 inline constexpr int kUpstreamCallCount = 11;
 
-// Nanoseconds per call: what the driver takes on an H200 for a 2 MiB handle (placement.md, "Run on an H100": the H200
-// figures), and for an event (allocators.md, section 3). A larger handle costs more, as on the H100 there:
+// Nanoseconds per call: what the driver took on an H200 for a 2 MiB handle, and for an event (`driver_costs` of tests/gpu.sh
+// shows another device's beside these). A larger handle costs more, in the proportions of an H100:
 //
 //   cost(call, size) = cost(call) x growth(call, size)
 //   growth(create):  1 at 2 MiB, 1.31 at 32 MiB, 1.45 at 128 MiB        growth(map):   1, 1, 1.15

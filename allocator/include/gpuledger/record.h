@@ -47,9 +47,9 @@ class Clock {
   [[nodiscard]] virtual TimePoint now() const = 0;  // nanoseconds, never going back; thread-safe
 };
 
-// Where records go. Write is called on the thread that made the change, before the change can be seen by others, and by
-// several threads at once. It must not block, allocate through the ledger that calls it, or call back
-// into it.
+// Where records go. Write is called on the thread that made the change, by several threads at once: for an allocation
+// before its address is given out, for a completed free before the block can be handed out again. It must not block,
+// allocate through the ledger that calls it, or call back into it: a lock of the ledger is held.
 class RecordSink {
  public:
   virtual ~RecordSink() = default;

@@ -118,9 +118,9 @@ class Id {
 };
 
 using DeviceId = Id<struct DeviceTag, int32_t>;            // index of a device within its upstream's kind
-using OwnerId = Id<struct OwnerTag, uint32_t>;             // interned owner path (ledger.h)
+using OwnerId = Id<struct OwnerTag, uint32_t>;             // interned owner path (owner.h)
 using SiteId = Id<struct SiteTag, uint32_t>;               // interned call stack; kNoSite if none was taken
-using ThreadId = Id<struct ThreadTag, uint32_t>;           // dense, given to each thread at its first charge
+using ThreadId = Id<struct ThreadTag, uint32_t>;           // dense, given to each thread when it is first asked for
 using AllocationId = Id<struct AllocationTag, uint64_t>;   // unique in one ledger, never reused
 using HandleId = Id<struct HandleTag, uint64_t>;           // one piece of physical memory of one upstream
 using FenceId = Id<struct FenceTag, uint64_t>;             // one recorded fence of one upstream
@@ -129,7 +129,7 @@ using TimePoint = Id<struct TimeTag, uint64_t>;            // nanoseconds of a s
 
 inline constexpr SiteId kNoSite{0};
 
-// What a block is to its owner (DESIGN section 2). The order is that of reports.
+// What a block is to its owner. The order is that of reports.
 enum class Role : uint8_t {
   kSource, kStaging, kQuantized, kScratch, kActivation, kGradient, kOptimizer, kCache, kOther
 };
@@ -199,7 +199,7 @@ class DevicePtr {
 };
 
 // A requested size, rounded to what a block holds, with the bin that caches such blocks. Made by For() alone, so that
-// a requested size is never used as a rounded one. Bins: eight per octave of the 512 B granules (placement.md, policy R.2).
+// a requested size is never used as a rounded one. Bins: eight per octave of the 512 B granules (README.md, "Placement").
 class SizeClass {
  public:
   static constexpr Bytes kGranule = Bytes(512u);
