@@ -65,7 +65,7 @@ void Placement::Note(RecordKind kind, const Pool& pool, Bytes offset, Bytes size
 
 absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes live, Bytes peak, Bytes cap) {
   peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
-  Collect();
+  WatchMoves();
   absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
   if (streams_may_vanish_ && !block.ok() && absl::IsResourceExhausted(block.status())) block = GrowOnce(pool, size_class, cap, true);
   if (block.ok() || !absl::IsResourceExhausted(block.status()) || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
@@ -73,6 +73,24 @@ absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes l
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));
   return GrowOnce(pool, size_class, cap, true);
+}
+
+void Placement::WatchMoves() {
+  constexpr uint64_t kWhile = 100'000'000;
+  const uint64_t begin = upstream_.now().value();
+  Collect();  // the end of earlier moves
+  const uint64_t now = upstream_.now().value();
+  moving_ += now - begin;
+  if (looked_at_ == 0) looked_at_ = begin;
+  const uint64_t elapsed = now - looked_at_;
+  if (elapsed < kWhile) return;
+  if (moving_ > elapsed / 8) {
+    slack_permille_ = std::min(slack_permille_ * 4, kMostSlackPermille);
+  } else if (moving_ < elapsed / 64) {
+    slack_permille_ = std::max(slack_permille_ - slack_permille_ / 8, kSlackPermille);
+  }
+  looked_at_ = now;
+  moving_ = 0;
 }
 
 absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign) {
@@ -102,7 +120,7 @@ std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes c
   const Bytes under_cap = (held < cap ? cap - held : Bytes()).RoundDownTo(granularity_);
   const Bytes available = std::min(upstream_.memory_info().free, tried.upstream_limit).RoundDownTo(granularity_);
   const Bytes limit = std::min(under_cap, available);
-  const Bytes gate_at = (peak_live_ + peak_live_ / 1000u * kSlackPermille).RoundUpTo(granularity_);
+  const Bytes gate_at = (peak_live_ + peak_live_ / 1000u * slack_permille_).RoundUpTo(granularity_);
   const Bytes gate = std::min(limit, held < gate_at ? gate_at - held : Bytes());
 
   LockOthers(pool, true);
@@ -179,7 +197,9 @@ absl::StatusOr<bool> Placement::MapAll(Pool& pool, std::vector<Step>& steps, Tri
       step.donor.reset();
     }
     const Handle handle = step.donor ? step.donor->from.handle : *step.fresh;
+    const uint64_t begin = step.donor ? upstream_.now().value() : 0;
     const absl::Status mapped = upstream_.Map(pool.range().base + offset, handle.id);
+    if (step.donor) moving_ += upstream_.now().value() - begin;
     CountUpstreamCall();
     if (!mapped.ok()) return mapped;
     if (step.donor && step.donor->dead != nullptr) {
