@@ -84,7 +84,7 @@ void Placement::WatchMoves() {
   if (looked_at_ == 0) looked_at_ = begin;
   const uint64_t elapsed = now - looked_at_;
   if (elapsed < kWhile) return;
-  if (moving_ > elapsed / 8) {
+  if (moving_ > elapsed / 2) {
     slack_permille_ = std::min(slack_permille_ * 4, kMostSlackPermille);
   } else if (moving_ < elapsed / 64) {
     slack_permille_ = std::max(slack_permille_ - slack_permille_ / 8, kSlackPermille);

@@ -5,8 +5,8 @@
 // is cached. A donor is mapped at its new address while it still is at its old one. Its old address is dead from then on,
 // and is unmapped once a fence recorded on the donor's stream has passed; another stream is made to wait for that fence
 // before it uses the memory. Only when donors run out is the gate passed, up to the cap.
-// Where streams take memory from each other all the time, moving costs more than it saves: when it has taken more than an
-// eighth of the time lately, the gate opens wider, and closes again bit by bit once it has not.
+// Where streams take memory from each other all the time, moving costs more than it saves: when it has taken more than
+// half of the time lately, the gate opens wider, and closes again bit by bit once it has not.
 //
 // Not thread-safe: the caller holds the allocator's growth mutex in every call (but reserved()), and no pool's. Pools are
 // locked here. Upstream calls are made with the requester's pool locked, so others on its stream wait; other streams do not.

@@ -35,10 +35,15 @@ class GPULEDGER_CAPABILITY("mutex") Mutex {
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
   void Lock() GPULEDGER_ACQUIRE() {
-    // What is held for some hundred nanoseconds is free again before this thread would have slept.
-    for (int spins = 0; spins < 32; ++spins) {
+    // What is held for some hundred nanoseconds is free again before this thread would have slept, and a queue of sleepers
+    // costs a context switch a turn.
+    for (int tries = 0; tries < 256; ++tries) {
       if (mutex_.try_lock()) return;
-      __builtin_ia32_pause();
+      if (tries < 64) {
+        __builtin_ia32_pause();
+      } else {
+        sched_yield();
+      }
     }
     mutex_.lock();
   }
