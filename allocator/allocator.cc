@@ -101,7 +101,7 @@ void CachingAllocator::Free(DevicePtr address) noexcept {
   Block* block = a.Claim(address, FrontState::kFreeing);
   if (block == nullptr) [[unlikely]] return a.ReportMisuse(address, "Free");
   Ledger::Shard& shard = a.ledger.MyShard();
-  if (block->front.used_elsewhere.load(std::memory_order_relaxed)) [[unlikely]] return a.FreePending(shard, block);
+  if ((block->front.uses.load(std::memory_order_relaxed) & kUsedElsewhere) != 0) [[unlikely]] return a.FreePending(shard, block);
 
   StreamCache* const home = block->front.home;
   const bool at_home = home != nullptr && &home->shard == &shard;
@@ -119,10 +119,10 @@ void CachingAllocator::Impl::Uncharge(Ledger::Shard& shard, Block* block) {
   Charge::Entry* const charge = block->front.charge;
   if (ThreadCaches* caches = CachesOf(shard)) caches->NoteFreed({block->front.address.load(std::memory_order_relaxed), charge->payer, charge->site});
   block->freed_at = now.value();
+  ledger.Complete(shard, charge, now);  // may let go of the lock: until then the block has its charge, for a fork to find
   block->front.charge = nullptr;
-  block->front.used_elsewhere.store(false, std::memory_order_relaxed);
+  block->front.uses.store(0, std::memory_order_relaxed);
   block->front.state.store(FrontState::kIdle, std::memory_order_relaxed);
-  ledger.Complete(shard, charge, now);
 }
 
 void CachingAllocator::Impl::FreePending(Ledger::Shard& shard, Block* block) {

@@ -88,6 +88,9 @@ struct CachingAllocator::Impl {
 
   // Takes the block at `address` out of *in use* into `to`; null if none in use starts there.
   Block* Claim(DevicePtr address, FrontState to) const;
+  // The blocks in use of these pools outlive their stream or private pool. `fenced`: work may still be queued for them on
+  // their own stream, which by then is no longer that of their pool; so they are freed as if another stream used them.
+  void MarkOutliving(const StreamPools& pools, bool fenced) GPULEDGER_REQUIRES(growth);
   void ReportMisuse(DevicePtr address, std::string_view call);
   absl::Status BadRequest(Bytes size, Stream stream) const;
   // The taken block that holds this address; null if there is none.
@@ -121,6 +124,10 @@ struct CachingAllocator::Impl {
   // Pools whose work no fence can tell of (released private ones, those of a thread that is gone) donate from here on, if
   // the device can be synchronised now.
   void SynchronizeUnordered() GPULEDGER_REQUIRES(growth);
+  // Not while a stream is captured: to synchronise the device would break that.
+  [[nodiscard]] bool MaySynchronize() const GPULEDGER_REQUIRES(growth);
+  // Closes the books on pending blocks that cannot be waited for. Their memory stays mapped, and is left to the upstream.
+  void AbandonPending() GPULEDGER_EXCLUDES(growth);
   void RetireCaches(const StreamPools& pools) GPULEDGER_REQUIRES(growth);
   bool ThreadIsGone(ThreadId thread);
 
@@ -129,12 +136,13 @@ struct CachingAllocator::Impl {
   absl::StatusOr<Block*> AllocateFromWholeRanges(const Place& place, SizeClass size_class, bool last) GPULEDGER_REQUIRES(growth);
   Block* TakeFromWholeRanges(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
   absl::StatusOr<Block*> BuyRange(const Place& place, SizeClass size_class) GPULEDGER_REQUIRES(growth);
-  // Gives wholly cached ranges back until reserved is at most `target`; true if any went.
-  bool GiveBackRanges(Bytes target) GPULEDGER_REQUIRES(growth);
+  // Gives wholly cached ranges back, those free since before `freed_before`, until reserved is at most `target`; true if any went.
+  bool GiveBackRanges(Bytes target, uint64_t freed_before) GPULEDGER_REQUIRES(growth);
 
   // ---- what it says of itself (invariants.cc, oom_report.cc) ----
 
   [[nodiscard]] Totals TotalsNow() const GPULEDGER_REQUIRES(growth);
+  [[nodiscard]] Totals TotalsWith(const Usage& usage) const GPULEDGER_REQUIRES(growth);
   [[nodiscard]] std::string OutOfMemoryReport(const Place& place, const ChargeRequest& request, std::string_view why) const
       GPULEDGER_REQUIRES(growth);
   [[nodiscard]] absl::Status Check() GPULEDGER_REQUIRES(growth);

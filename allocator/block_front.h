@@ -24,10 +24,14 @@ struct StreamCache;
 
 enum class FrontState : uint8_t { kIdle, kInUse, kBusy, kFreeing, kPending };
 
+// What a block in use needs besides an ordinary free.
+inline constexpr uint8_t kUsedElsewhere = 1;  // other streams than its own use it: PendingBlocks knows which
+inline constexpr uint8_t kOutlives = 2;       // its stream, or its private pool: the pool may be another stream's by now
+
 struct BlockFront {
   std::atomic<uint64_t> address = 0;  // from when its pool handed it out until the block is made into another
   std::atomic<FrontState> state = FrontState::kIdle;
-  std::atomic<bool> used_elsewhere = false;  // by other streams than its pool's: PendingBlocks knows which
+  std::atomic<uint8_t> uses = 0;             // kUsedElsewhere, kOutlives; changed while it is busy
   uint32_t fences = 0;                       // of a pending block: not passed yet; PendingBlocks' lock
   Charge::Entry* charge = nullptr;           // while in use, busy or pending; set and cleared with its shard locked
   StreamCache* home = nullptr;               // the cache that a small block goes back to; null for a large one

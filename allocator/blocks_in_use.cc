@@ -10,15 +10,25 @@
 
 namespace gpuledger {
 
+namespace {
+
+// Takes a block out of *in use*, and waits while another thread looks at it. False if it is not in use.
+bool StepOut(Block* block, FrontState to) {
+  FrontState state = FrontState::kInUse;
+  while (!block->front.state.compare_exchange_weak(state, to, std::memory_order_acquire, std::memory_order_relaxed)) {
+    if (state != FrontState::kInUse && state != FrontState::kBusy) return false;
+    if (state == FrontState::kBusy) sched_yield();
+    state = FrontState::kInUse;
+  }
+  return true;
+}
+
+}  // namespace
+
 Block* CachingAllocator::Impl::Claim(DevicePtr address, FrontState to) const {
   Block* const block = address.device() == device ? blocks.Find(address.address()) : nullptr;
   if (block == nullptr || block->front.address.load(std::memory_order_relaxed) != address.address()) return nullptr;
-  FrontState state = FrontState::kInUse;
-  while (!block->front.state.compare_exchange_weak(state, to, std::memory_order_acquire, std::memory_order_relaxed)) {
-    if (state != FrontState::kInUse && state != FrontState::kBusy) return nullptr;
-    if (state == FrontState::kBusy) sched_yield();  // another thread looks at it
-    state = FrontState::kInUse;
-  }
+  if (!StepOut(block, to)) return nullptr;
   // While this thread looked, the block may have become another one, in use elsewhere.
   if (block->front.address.load(std::memory_order_relaxed) == address.address()) return block;
   block->front.state.store(FrontState::kInUse, std::memory_order_release);
@@ -55,16 +65,40 @@ absl::Status CachingAllocator::RecordStream(DevicePtr address, Stream stream) {
   const Busy block(a.Claim(address, FrontState::kBusy));
   if (!block) return absl::NotFoundError(fmt::format("RecordStream: no block in use starts at {:#x}", address.address()));
   const StreamKey key = StreamKey::Of(stream);
-  if (key == block->pool->use().key) return absl::OkStatus();
+  const uint8_t uses = block->front.uses.load(std::memory_order_relaxed);
+  // Of a block that outlives its stream no stream is the own one: one with that handle is another one.
+  if ((uses & kOutlives) == 0 && key == StreamKey::Of(*block->front.charge)) return absl::OkStatus();
   a.pending.NoteUse(block.get(), key);
-  block->front.used_elsewhere.store(true, std::memory_order_relaxed);
+  block->front.uses.store(uses | kUsedElsewhere, std::memory_order_relaxed);
   return absl::OkStatus();
 }
 
+void CachingAllocator::Impl::MarkOutliving(const StreamPools& pools, bool fenced) {
+  std::vector<Block*> taken;
+  for (const auto& pool : placement.pools()) {
+    if (&pool->use() != &pools.use) continue;
+    MutexLock lock(pool->mutex);
+    for (Block* b = pool->first(); b != nullptr; b = b->right) {
+      if (b->taken()) taken.push_back(b);
+    }
+  }
+  for (Block* b : taken) {
+    const Busy block(StepOut(b, FrontState::kBusy) ? b : nullptr);
+    if (!block) continue;  // in a cache, or freed by now
+    if (fenced) pending.NoteUse(b, StreamKey::Of(*b->front.charge));
+    b->front.uses.fetch_or(kOutlives | (fenced ? kUsedElsewhere : 0), std::memory_order_relaxed);
+  }
+}
+
 absl::Status CachingAllocator::Transfer(DevicePtr address, Payer to) {
-  const Busy block(impl_->Claim(address, FrontState::kBusy));
-  if (!block) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
-  impl_->ledger.Transfer(*block->front.charge, to);
+  Ledger::Impl& ledger = impl_->ledger;
+  Ledger::Shard& shard = ledger.MyShard();
+  {
+    const Busy block(impl_->Claim(address, FrontState::kBusy));
+    if (!block) return absl::NotFoundError(fmt::format("Transfer: no block in use starts at {:#x}", address.address()));
+    ledger.Transfer(shard, *block->front.charge, to);
+  }
+  ledger.Tell(shard);  // who is told may use the block
   return absl::OkStatus();
 }
 
@@ -72,7 +106,7 @@ absl::StatusOr<LiveAllocation> CachingAllocator::Find(DevicePtr address) const {
   Impl& a = *impl_;
   MutexLock lock(a.growth);
   if (const Block* block = a.TakenBlockHolding(address)) {
-    Stopped stopped(a.ledger);
+    const AllShardsHeld held(a.ledger_owned);
     if (const Charge::Entry* charge = block->front.charge) return charge->info();
   }
   return absl::NotFoundError(fmt::format("no block in use or pending holds {:#x}", address.address()));

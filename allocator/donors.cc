@@ -149,9 +149,10 @@ absl::Status Placement::SynchronizeDevice() {
   return upstream_.Synchronize();
 }
 
-absl::Status Placement::WaitFor(const StreamUse& use) {
+absl::Status Placement::WaitFor(const StreamUse& use, bool may_synchronise) {
   if (use.order == WorkOrder::kNone) return absl::OkStatus();
   if (streams_may_vanish_) return SynchronizeDevice();
+  if (may_synchronise && use.order == WorkOrder::kStream && !use.key.reachable()) return SynchronizeDevice();
   if (!use.orderly()) {
     return absl::FailedPreconditionError("nobody here can record a fence on the stream of this pool");
   }
@@ -171,20 +172,23 @@ void Placement::Release(Handle handle) {
   orphaned_ += handle.size;
 }
 
-void Placement::Trim(Bytes target, uint64_t freed_before) {
+void Placement::Trim(Bytes target, uint64_t freed_before, bool may_synchronise) {
   WaitForDead();  // a handle with a second address cannot be released
   orphaned_ = Bytes();
   for (const Handle orphan : std::exchange(orphans_, {})) Release(orphan);
 
   std::vector<const StreamUse*> barred;
-  while (reserved() > target && TrimOnce(target, freed_before, barred)) {
+  while (reserved() > target && TrimOnce(target, freed_before, false, barred)) {
+  }
+  while (may_synchronise && reserved() > target && TrimOnce(target, freed_before, true, barred)) {
   }
 }
 
-bool Placement::TrimOnce(Bytes target, uint64_t freed_before, std::vector<const StreamUse*>& barred) {
+bool Placement::TrimOnce(Bytes target, uint64_t freed_before, bool may_synchronise, std::vector<const StreamUse*>& barred) {
   std::vector<FreeHandle> spare;
   for (const std::unique_ptr<Pool>& pool : pools_) {
-    if (pool->kind() == PoolKind::kWhole || !pool->may_donate || !pool->use().orderly() || Holds(barred, *pool)) continue;
+    if (pool->kind() == PoolKind::kWhole || !pool->may_donate || Holds(barred, *pool)) continue;
+    if (!pool->use().orderly() && !(may_synchronise && pool->use().order == WorkOrder::kStream)) continue;
     PoolLock lock(*pool);
     pool->ListFreeHandles({}, spare);
   }
@@ -212,7 +216,7 @@ bool Placement::TrimOnce(Bytes target, uint64_t freed_before, std::vector<const 
     if (!Holds(uses, *h.pool)) uses.push_back(&h.pool->use());
   }
   for (const StreamUse* use : uses) {
-    if (!WaitFor(*use).ok()) barred.push_back(use);
+    if (!WaitFor(*use, may_synchronise).ok()) barred.push_back(use);
   }
   for (const auto& [dead, handle] : leaving) {
     Pool& pool = *dead->pool;

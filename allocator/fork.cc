@@ -35,6 +35,7 @@ void CachingAllocator::ForgetOtherThreads() {
     if (a.refuses) a.RetireCaches(*pools);
   }
   a.ReclaimCaches(nullptr);
+  std::vector<Block*> pending;
   for (const auto& pool : a.placement.pools()) {
     PoolLock pool_lock(*pool);
     std::vector<Block*> on_its_way;
@@ -42,12 +43,15 @@ void CachingAllocator::ForgetOtherThreads() {
       if (!b->taken()) continue;
       if (b->front.charge == nullptr) {
         on_its_way.push_back(b);
-      } else if (b->front.state.load() != FrontState::kPending) {
+      } else if (b->front.state.load() == FrontState::kPending) {
+        pending.push_back(b);
+      } else {
         b->front.state = FrontState::kInUse;
       }
     }
     for (Block* b : on_its_way) pool->Put(b, a.upstream.now().value());
   }
+  a.pending.TakeIn(pending);
 }
 
 }  // namespace gpuledger

@@ -94,10 +94,11 @@ absl::Status CachingAllocator::Impl::Check() {
 
 // ---- what it says of itself --------------------------------------------------------------------------------------------------
 
-Totals CachingAllocator::Impl::TotalsNow() const {
+Totals CachingAllocator::Impl::TotalsNow() const { return TotalsWith(ExactUsage()); }
+
+Totals CachingAllocator::Impl::TotalsWith(const Usage& usage) const {
   Totals t;
   t.reserved = placement.reserved();
-  const Usage usage = ExactUsage();
   t.in_use = usage.in_use;
   t.pending = usage.pending;
   t.cached = t.reserved - t.in_use - t.pending;
@@ -123,7 +124,7 @@ std::vector<SegmentInfo> CachingAllocator::segments() const {
   for (const auto& pool : a.placement.pools()) {
     SegmentInfo segment{pool->range(), pool->stream(), {}};
     MutexLock pool_lock(pool->mutex);
-    Stopped stopped(a.ledger);
+    const AllShardsHeld held(a.ledger_owned);
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {
       BlockInfo info{pool->address(*b), b->size, BlockState::kCached, {}};
       if (b->unmapped() || b->space == Space::kDead) info.state = BlockState::kUnmapped;

@@ -58,7 +58,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::Climb(const Place& place, SizeCla
   absl::StatusOr<Block*> grown = Grow(place, size_class);
   if (!Exhausted(grown) || !last) return grown;
   // 4. Handles of sizes that do not fit go back, so that others can be had.
-  placement.Trim(Bytes());
+  placement.Trim(Bytes(), Placement::kAnyTime, MaySynchronize());
   grown = Grow(place, size_class);
   if (!Exhausted(grown)) return grown;
   // 5. The stream's other pool.
@@ -165,7 +165,9 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
     return absl::NotFoundError(fmt::format("there is no private pool {}: it was released, or never made", id.value()));
   }
   for (const auto& pools : stream_pools) {
-    if (!pools->retired && pools->use.key == key && pools->use.id == id) return pools.get();
+    if (pools->retired || pools->use.key != key || pools->use.id != id) continue;
+    pools->stream_is_gone = false;
+    return pools.get();
   }
   if (id == kSharedPool) {
     if (StreamPools* again = ReusePools(key)) return again;
@@ -174,7 +176,10 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
   if (mapping) {
     for (const auto& [kind, pool] : {std::pair{PoolKind::kSmall, &made->small}, std::pair{PoolKind::kLarge, &made->large}}) {
       absl::StatusOr<Pool*> fresh = placement.MakePool(made->use, kind);
-      if (!fresh.ok()) return fresh.status();
+      if (!fresh.ok()) {
+        if (made->small != nullptr) placement.UnmakePool(made->small);
+        return fresh.status();
+      }
       (*fresh)->may_donate = (*fresh)->may_receive_donors = id == kSharedPool;
       *pool = *fresh;
     }

@@ -169,7 +169,9 @@ void Ledger::Transfer(const Charge& charge, Payer to) {
   Impl& l = *impl_;
   Charge::Entry& entry = *charge.entry_;
   if (entry.ledger != &l) Die("Ledger::Transfer: the charge belongs to another ledger");
-  l.Transfer(entry, to);
+  Shard& shard = l.MyShard();
+  l.Transfer(shard, entry, to);
+  l.Tell(shard);
 }
 
 void Ledger::Note(Record record) {

@@ -160,8 +160,7 @@ bool Ledger::Impl::LiveAtPeak(const Charge::Entry& entry) const {
 // ---- with the ledger stopped -----------------------------------------------------------------------------------------
 
 // The analysis does not see that the shard is held too.
-void Ledger::Impl::Transfer(Charge::Entry& entry, Payer to) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-  Shard& shard = MyShard();
+void Ledger::Impl::Transfer(Shard& shard, Charge::Entry& entry, Payer to) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   const TimePoint now = clock.now();
   {
     Stopped stopped_now(*this, Stopped::Budgets::kRevoke, &shard);
@@ -191,7 +190,6 @@ void Ledger::Impl::Transfer(Charge::Entry& entry, Payer to) GPULEDGER_NO_THREAD_
     entry.payer = to;
     Write(shard, RecordKind::kTransfer, entry, now);
   }
-  Tell(shard);
 }
 
 void Ledger::ResetPeak() {

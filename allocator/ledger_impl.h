@@ -172,7 +172,8 @@ struct Ledger::Impl {
   void Borrow(const Shard* mine, const Charge::Entry& entry, OwnerAccounts& owner) GPULEDGER_REQUIRES(central);
   void FreeCentrally(Shard& shard, Charge::Entry& entry, Charge::Entry::State to) GPULEDGER_REQUIRES(central, shard.mutex);
   void AttachIfQuiet(Shard& shard) GPULEDGER_REQUIRES(central, shard.mutex);
-  void Transfer(Charge::Entry& entry, Payer to) GPULEDGER_EXCLUDES(central);
+  // After it, call Tell.
+  void Transfer(Shard& shard, Charge::Entry& entry, Payer to) GPULEDGER_EXCLUDES(shard.mutex, central);
   // Applies a change to the four accounts of a payer. True if a peak rose.
   bool Apply(Payer payer, const Delta& d) GPULEDGER_REQUIRES(central);
   // Whether the owner is above its soft cap now; a crossing goes to `crossings`.
@@ -232,6 +233,7 @@ struct Ledger::Impl {
   // ---- reports; the ledger is stopped ----
 
   [[nodiscard]] Usage Read(const Account& account) const { return account.Read(Delta(), epoch); }
+  [[nodiscard]] std::vector<OwnerUsage> ByOwner() GPULEDGER_REQUIRES(central);  // in no order
   Residual ResidualOf(const OwnerAccounts& owner) GPULEDGER_REQUIRES(central);
   absl::Status Check() GPULEDGER_REQUIRES(central);
 
@@ -252,6 +254,27 @@ class GPULEDGER_SCOPED_CAPABILITY Stopped {
  private:
   Ledger::Impl& ledger_;
   Ledger::Shard* const mine_;
+};
+
+// Holds every shard, those too that hold nothing back, while it lives: what threads write under their shard's lock alone,
+// as the allocator does a block's charge, can be read.
+class [[nodiscard]] AllShardsHeld {
+ public:
+  explicit AllShardsHeld(Ledger& ledger) : ledger_(ledger) { ledger_.LockForFork(); }
+  ~AllShardsHeld() { ledger_.UnlockAfterFork(); }
+  AllShardsHeld(const AllShardsHeld&) = delete;
+  AllShardsHeld& operator=(const AllShardsHeld&) = delete;
+
+ private:
+  Ledger& ledger_;
+};
+
+// The device and all its owners at one instant, largest in_use first.
+struct LedgerCut {
+  Usage device;
+  std::vector<OwnerUsage> owners;
+
+  explicit LedgerCut(Ledger::Impl& ledger);
 };
 
 }  // namespace gpuledger

@@ -59,20 +59,27 @@ void SortForReport(std::vector<OwnerUsage>& rows, Bytes Usage::*bytes) {
 
 }  // namespace
 
-std::vector<OwnerUsage> Ledger::usage_by_owner() const {
+std::vector<OwnerUsage> Ledger::Impl::ByOwner() {
   std::vector<OwnerUsage> rows;
-  {
-    Stopped stopped(*impl_);
-    impl_->owners.ForEach([&](const OwnerAccounts& owner) {
-      for (int role = 0; role < kRoleCount; ++role) {
-        const Account* account = owner.Find(static_cast<Role>(role));
-        if (account != nullptr) rows.push_back({{owner.id, static_cast<Role>(role)}, impl_->Read(*account)});
-      }
-    });
-  }
-  SortForReport(rows, &Usage::in_use);
+  owners.ForEach([&](const OwnerAccounts& owner) {
+    for (int role = 0; role < kRoleCount; ++role) {
+      const Account* account = owner.Find(static_cast<Role>(role));
+      if (account != nullptr) rows.push_back({{owner.id, static_cast<Role>(role)}, Read(*account)});
+    }
+  });
   return rows;
 }
+
+LedgerCut::LedgerCut(Ledger::Impl& ledger) {
+  {
+    Stopped stopped(ledger);
+    device = ledger.Read(ledger.total);
+    owners = ledger.ByOwner();
+  }
+  SortForReport(owners, &Usage::in_use);
+}
+
+std::vector<OwnerUsage> Ledger::usage_by_owner() const { return LedgerCut(*impl_).owners; }
 
 std::vector<OwnerUsage> Ledger::live_at_peak() const {
   std::vector<OwnerUsage> rows = usage_by_owner();

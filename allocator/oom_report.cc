@@ -55,7 +55,8 @@ absl::Status CachingAllocator::Impl::OutOfMemory(const Place& place, SizeClass s
 }
 
 std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const ChargeRequest& request, std::string_view why) const {
-  const Totals t = TotalsNow();
+  const LedgerCut cut(ledger);
+  const Totals t = TotalsWith(cut.device);
   // Where the cached bytes are: handles of which some bytes are in use (stranded: no other pool can have them), handles of
   // private pools, and whole ones.
   Bytes largest, stranded, in_private_pools;
@@ -80,7 +81,7 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
   if (!in_private_pools.is_zero()) {
     text += fmt::format("  kept for captured graphs, in private pools that were not released: {}\n", Human(in_private_pools));
   }
-  text += "  top owners of what is in use:\n" + OwnerLines(ledger_owned.usage_by_owner(), options.report_owners);
+  text += "  top owners of what is in use:\n" + OwnerLines(cut.owners, options.report_owners);
   text += "  what would help: ";
   if (placement.shortage() == Shortage::kCap && request.charged + granularity < Bytes::Max() - t.reserved) {
     const Bytes need = (t.in_use + t.pending + stranded + in_private_pools + request.charged).RoundUpTo(granularity);
@@ -96,19 +97,15 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
 }
 
 std::string CachingAllocator::Report() const {
-  const Ledger& l = ledger();
-  const Totals t = totals();
-  uint64_t limit = 0;
-  {
-    MutexLock lock(impl_->growth);
-    limit = impl_->options.report_owners;
-  }
-  const Usage usage = l.usage();
-  std::string text = fmt::format("device {} ({})\n", l.device().value(), upstream().name());
+  MutexLock lock(impl_->growth);
+  const LedgerCut cut(impl_->ledger);
+  const Usage& usage = cut.device;
+  const Totals t = impl_->TotalsWith(usage);
+  std::string text = fmt::format("device {} ({})\n", impl_->device.value(), upstream().name());
   text += Equation(t);
   text += fmt::format("  in use = requested + rounding\n    {} = {} + {}\n", ToString(usage.in_use), ToString(usage.requested), ToString(usage.in_use - usage.requested));
   text += fmt::format("  peak in use {}, peak reserved {}, cap {}\n", Human(usage.peak), Human(t.peak_reserved), CapText(t.cap));
-  text += "  owners of what is in use:\n" + OwnerLines(l.usage_by_owner(), limit);
+  text += "  owners of what is in use:\n" + OwnerLines(cut.owners, impl_->options.report_owners);
   return text;
 }
 

@@ -128,6 +128,41 @@ void PendingBlocks::Forget(StreamKey stream) {
   });
 }
 
+absl::flat_hash_set<Block*> PendingBlocks::All() const {
+  absl::flat_hash_set<Block*> all(done_.begin(), done_.end());
+  for (const auto& [stream, queue] : queues_) {
+    for (const Waiting& waiting : queue) all.insert(waiting.block);
+  }
+  for (const Unfenced& wanted : unfenced_) all.insert(wanted.block);
+  return all;
+}
+
+std::vector<Block*> PendingBlocks::TakeAll() {
+  MutexLock lock(mutex_);
+  const absl::flat_hash_set<Block*> all = All();
+  for (const auto& [stream, queue] : queues_) {
+    for (const Waiting& waiting : queue) upstream_.DropFence(waiting.fence);
+  }
+  queues_.clear();
+  unfenced_.clear();
+  done_.clear();
+  blocks_ = 0;
+  return {all.begin(), all.end()};
+}
+
+void PendingBlocks::TakeIn(const std::vector<Block*>& pending) {
+  std::vector<Block*> about_to_come;
+  {
+    MutexLock lock(mutex_);
+    const absl::flat_hash_set<Block*> here = All();
+    for (Block* block : pending) {
+      if (here.contains(block)) continue;
+      (users_.contains(block) ? about_to_come : done_).push_back(block);
+    }
+  }
+  for (Block* block : about_to_come) Add(block);
+}
+
 bool PendingBlocks::AnyCapturing() const {
   MutexLock lock(mutex_);
   const auto capturing = [this](const StreamKey& stream) { return Capturing(stream); };
@@ -137,7 +172,7 @@ bool PendingBlocks::AnyCapturing() const {
 
 size_t PendingBlocks::size() const {
   MutexLock lock(mutex_);
-  return blocks_;
+  return blocks_ + done_.size();
 }
 
 }  // namespace gpuledger

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
 
 #include "block.h"
 #include "gpuledger/upstream.h"
@@ -43,6 +44,12 @@ class PendingBlocks {
   // Whether a stream that pending blocks wait for is being captured.
   [[nodiscard]] bool AnyCapturing() const GPULEDGER_EXCLUDES(mutex_);
 
+  // All of them, whatever they wait for; their fences are dropped. For an end that cannot wait.
+  [[nodiscard]] std::vector<Block*> TakeAll() GPULEDGER_EXCLUDES(mutex_);
+  // In a forked child: of `pending`, which are freed and charged as pending, takes those that are not here. The parent's
+  // other threads were about to add them, or had just taken them out.
+  void TakeIn(const std::vector<Block*>& pending) GPULEDGER_EXCLUDES(mutex_);
+
   [[nodiscard]] size_t size() const GPULEDGER_EXCLUDES(mutex_);
 
   Mutex& mutex() GPULEDGER_RETURN_CAPABILITY(mutex_) { return mutex_; }
@@ -58,6 +65,7 @@ class PendingBlocks {
     uint64_t number;  // in the order of their coming
   };
 
+  [[nodiscard]] absl::flat_hash_set<Block*> All() const GPULEDGER_REQUIRES(mutex_);
   absl::Status WaitForUnfenced() GPULEDGER_EXCLUDES(mutex_);
   [[nodiscard]] bool Capturing(const StreamKey& stream) const {
     return upstream_.Capturing(streams_may_vanish_ ? Stream::Default(stream.stream.device()) : stream.stream);

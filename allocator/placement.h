@@ -46,6 +46,8 @@ class Placement {
 
   // A new pool with its own range, all open end. kResourceExhausted if there are no addresses for it.
   absl::StatusOr<Pool*> MakePool(const StreamUse& use, PoolKind kind);
+  // And its end, before anything was mapped into it.
+  void UnmakePool(Pool* pool);
   // A pool whose range came with its memory (Capabilities::mapping is false). Counts as reserved. And its end, once the
   // upstream has taken the range back.
   Pool* AdoptWholeRange(const StreamUse& use, Range range);
@@ -65,12 +67,14 @@ class Placement {
   void Collect();
   // Gives wholly cached handles back until reserved is at most `target`, the longest free first, and of them only those
   // free since before `freed_before`; also handles that the upstream would not take back before. Waits for the work queued
-  // on their streams.
-  void Trim(Bytes target, uint64_t freed_before = kAnyTime);
+  // on their streams. With `may_synchronise`, what was queued on streams that nobody here can record a fence on, another
+  // thread's per-thread stream, is waited for by synchronising the device, if the others do not suffice.
+  void Trim(Bytes target, uint64_t freed_before = kAnyTime, bool may_synchronise = false);
   // Waits for all fences and unmaps all dead addresses; then the ranges go back. For the destructor, after Trim.
   void Unreserve();
-  // Waits for what was queued on the memory of these pools. Errors: those of the fence, or that nobody here can record one.
-  absl::Status WaitFor(const StreamUse& use);
+  // Waits for what was queued on the memory of these pools, by synchronising the device if it may and must. Errors: those
+  // of the fence, or that nobody here can record one.
+  absl::Status WaitFor(const StreamUse& use, bool may_synchronise = false);
 
   // Bytes of the handles that are mapped, each once. Any thread, no lock.
   [[nodiscard]] Bytes reserved() const { return Bytes(reserved_.load(std::memory_order_relaxed)); }
@@ -126,7 +130,7 @@ class Placement {
   void LockOthers(const Pool& pool, bool lock);
   void WaitForDead();
   // One round of Trim; streams that fail are added to `barred`. False if there was nothing to give back.
-  bool TrimOnce(Bytes target, uint64_t freed_before, std::vector<const StreamUse*>& barred);
+  bool TrimOnce(Bytes target, uint64_t freed_before, bool may_synchronise, std::vector<const StreamUse*>& barred);
   void Release(Handle handle);
   void Count(Bytes size, bool more);
   void Note(RecordKind kind, const Pool& pool, Bytes offset, Bytes size);

@@ -180,7 +180,8 @@ Block* Pool::Split(Block* block, Bytes low_size) {
 
 Block* Pool::MergeWithRight(Block* block) {
   Block* right = block->right;
-  if (right->size > block->size) block->freed_at = right->freed_at;  // most of it speaks for all
+  // Most of it speaks for all; but a range that goes back as one is as fresh as its last byte.
+  if (kind_ == PoolKind::kWhole ? right->freed_at > block->freed_at : right->size > block->size) block->freed_at = right->freed_at;
   block->size += right->size;
   block->right = right->right;
   if (right->right != nullptr) right->right->left = block;

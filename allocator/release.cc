@@ -15,9 +15,9 @@ Bytes CachingAllocator::Impl::Release(Bytes target, uint64_t freed_before) {
   const auto held = [this]() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { return placement.reserved() + placement.orphaned(); };
   const Bytes before = held();
   if (mapping) {
-    placement.Trim(target, freed_before);
-  } else if (freed_before == Placement::kAnyTime) {
-    GiveBackRanges(target);
+    placement.Trim(target, freed_before, MaySynchronize());
+  } else {
+    GiveBackRanges(target, freed_before);
   }
   return before - held();
 }
@@ -33,16 +33,24 @@ Bytes CachingAllocator::ReleaseCached() {
 }
 
 Bytes CachingAllocator::ReleaseIdle(std::chrono::nanoseconds age) {
-  MutexLock lock(impl_->growth);
-  const uint64_t now = impl_->upstream.now().value();
-  const auto wanted = static_cast<uint64_t>(std::max<int64_t>(age.count(), 0));
-  return now < wanted ? Bytes() : impl_->Release(Bytes(), now - wanted);
+  Bytes released;
+  {
+    MutexLock lock(impl_->growth);
+    const uint64_t now = impl_->upstream.now().value();
+    const auto wanted = static_cast<uint64_t>(std::max<int64_t>(age.count(), 0));
+    if (now >= wanted) released = impl_->Release(Bytes(), now - wanted);
+  }
+  impl_->TellOfReserved();
+  return released;
 }
 
 void CachingAllocator::set_cap(Bytes cap) {
-  MutexLock lock(impl_->growth);
-  impl_->options.cap = cap;
-  if (impl_->placement.reserved() > cap) impl_->Release(cap, Placement::kAnyTime);
+  {
+    MutexLock lock(impl_->growth);
+    impl_->options.cap = cap;
+    if (impl_->placement.reserved() > cap) impl_->Release(cap, Placement::kAnyTime);
+  }
+  impl_->TellOfReserved();
 }
 
 // ---- streams and private pools that go ---------------------------------------------------------------------------------------
@@ -80,14 +88,19 @@ absl::Status CachingAllocator::RetireStream(Stream stream) {
   const absl::Status waited = a.upstream.WaitFence(*fence);
   a.upstream.DropFence(*fence);
   if (!waited.ok()) return waited;
-  a.pending.Forget(key);
   MutexLock lock(a.growth);
+  a.pending.Forget(key);
   a.CompletePending();
   for (const auto& pools : a.stream_pools) {
-    if (pools->retired || pools->use.key != key || pools->use.id != kSharedPool) continue;
+    if (pools->retired || pools->use.key != key) continue;
+    a.RetireCaches(*pools);
+    a.MarkOutliving(*pools, false);
+    if (pools->use.id != kSharedPool) {
+      pools->stream_is_gone = true;
+      continue;
+    }
     pools->retired = true;
     pools->use.order = WorkOrder::kNone;
-    a.RetireCaches(*pools);
   }
   return absl::OkStatus();
 }
@@ -105,11 +118,19 @@ absl::Status CachingAllocator::ReleasePool(PoolId id) {
   }
   for (const auto& pools : a.stream_pools) {
     if (pools->retired || pools->use.id != id) continue;
+    a.RetireCaches(*pools);
+    a.MarkOutliving(*pools, !pools->stream_is_gone);
     pools->retired = true;
     pools->use.order = WorkOrder::kUnknown;
-    a.RetireCaches(*pools);
   }
   return absl::OkStatus();
+}
+
+bool CachingAllocator::Impl::MaySynchronize() const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+  if (upstream.Capturing(Stream::Default(device)) || pending.AnyCapturing()) return false;
+  return streams_may_vanish || std::none_of(stream_pools.begin(), stream_pools.end(), [this](const auto& pools) {
+    return !pools->retired && !pools->stream_is_gone && upstream.Capturing(pools->use.key.stream);
+  });
 }
 
 void CachingAllocator::Impl::SynchronizeUnordered() {
@@ -122,11 +143,7 @@ void CachingAllocator::Impl::SynchronizeUnordered() {
   }
   const auto unknown = [](const std::unique_ptr<StreamPools>& pools) { return pools->retired && pools->use.order == WorkOrder::kUnknown; };
   if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return;
-  // To synchronise the device would break a capture that is going on.
-  const bool capturing = upstream.Capturing(Stream::Default(device)) || pending.AnyCapturing() || std::any_of(stream_pools.begin(), stream_pools.end(), [this](const auto& pools) {
-                           return !streams_may_vanish && !pools->retired && upstream.Capturing(pools->use.key.stream);
-                         });
-  if (capturing || !upstream.Synchronize().ok()) return;
+  if (!MaySynchronize() || !upstream.Synchronize().ok()) return;
   for (const auto& pools : stream_pools) {
     if (!unknown(pools)) continue;
     pools->use.order = WorkOrder::kNone;
@@ -136,11 +153,19 @@ void CachingAllocator::Impl::SynchronizeUnordered() {
   }
 }
 
+void CachingAllocator::Impl::AbandonPending() {
+  Ledger::Shard& shard = ledger.MyShard();
+  for (Block* block : pending.TakeAll()) {
+    SpinHold hold(shard.mutex);
+    Uncharge(shard, block);
+  }
+}
+
 // ---- the end -----------------------------------------------------------------------------------------------------------------
 
 CachingAllocator::~CachingAllocator() {
   UnregisterForFork(this);
-  Settle().IgnoreError();
+  if (!Settle().ok()) impl_->AbandonPending();
   for (const LiveAllocation& left : ledger().live()) {
     if (!left.pending) {
       Die(fmt::format("the allocator of device {} ends while a block of {} is in use, owner {} [{}]", ledger().device().value(),

@@ -14,6 +14,8 @@ struct StreamPools {
   StreamUse use;
   Pool* small = nullptr;
   Pool* large = nullptr;
+  // Of a private pool, which may outlive its stream: that was retired, and none with its handle has come since. Guarded by growth.
+  bool stream_is_gone = false;
   bool retired = false;  // to be used again for another stream; guarded by growth
 
   [[nodiscard]] Pool& For(Bytes charged) const { return charged <= Pool::kLargestSmall ? *small : *large; }

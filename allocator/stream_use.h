@@ -15,6 +15,8 @@ struct StreamKey {
   static StreamKey Of(Stream stream) {
     return {stream.Canonical(), stream.per_thread() ? ThisThread() : ThreadId(0)};
   }
+  // The stream that a block was allocated on.
+  static StreamKey Of(const Charge::Entry& charge) { return {charge.stream, charge.stream.per_thread() ? charge.thread : ThreadId(0)}; }
   // Whether the calling thread may record a fence on it.
   [[nodiscard]] bool reachable() const { return thread == ThreadId(0) || thread == ThisThread(); }
   friend bool operator==(const StreamKey& a, const StreamKey& b) { return a.stream == b.stream && a.thread == b.thread; }
@@ -32,6 +34,8 @@ struct StreamUse {
   PoolId id;  // kSharedPool, or a private pool
   WorkOrder order = WorkOrder::kStream;
 
+  // Whether a captured graph may use the cached memory at any time: it is a private pool's that was not released.
+  [[nodiscard]] bool kept() const { return id != PoolId(0) && order == WorkOrder::kStream; }
   // Whether the calling thread can find out, by a fence at most.
   [[nodiscard]] bool orderly() const { return order == WorkOrder::kNone || (order == WorkOrder::kStream && key.reachable()); }
 };

@@ -45,6 +45,8 @@ StreamCache* ThreadCaches::FindSlow(Stream stream, PoolId pool) const {
 StreamCache& ThreadCaches::Make(Ledger::Shard& shard, StreamPools& pools) {
   for (const auto& cache : all_) {
     if (cache->pools != &pools) continue;  // it served the stream that had these pools before
+    cache->key = pools.use.key;
+    cache->id = pools.use.id;
     cache->retired.store(false, std::memory_order_release);
     return *(last_ = cache.get());
   }

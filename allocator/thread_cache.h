@@ -28,7 +28,7 @@ struct StreamCache {
   static constexpr Bytes kInAll = Bytes(1u << 20);
   static constexpr size_t kSizes = kLargest / SizeClass::kGranule;
 
-  StreamCache(Ledger::Shard& its_shard, StreamPools& its_pools) : shard(its_shard), pools(&its_pools) {}
+  StreamCache(Ledger::Shard& its_shard, StreamPools& its_pools) : shard(its_shard), pools(&its_pools), key(its_pools.use.key), id(its_pools.use.id) {}
   StreamCache(const StreamCache&) = delete;
   StreamCache& operator=(const StreamCache&) = delete;
 
@@ -80,6 +80,9 @@ struct StreamCache {
 
   Ledger::Shard& shard;
   StreamPools* const pools;
+  // Whom it serves. Written and read by its thread alone: what the pools say of it others change.
+  StreamKey key;
+  PoolId id;
   std::array<Block*, kSizes> lists{};
   std::array<uint8_t, kSizes> counts{};
   uint64_t bytes = 0;
@@ -111,11 +114,9 @@ class ThreadCaches final : public ShardExtension {
   [[nodiscard]] const Freed* FindFreed(uint64_t address) const;
 
  private:
-  // The key of a cache's pools changes only while the cache is retired.
   static bool Serves(const StreamCache& cache, Stream stream, PoolId pool) {
     if (cache.retired.load(std::memory_order_acquire)) return false;
-    const StreamUse& use = cache.pools->use;
-    return use.key.stream.raw() == stream.raw() && use.id == pool && (!stream.per_thread() || use.key.reachable());
+    return cache.key.stream.raw() == stream.raw() && cache.id == pool && (!stream.per_thread() || cache.key.reachable());
   }
   [[nodiscard]] StreamCache* FindSlow(Stream stream, PoolId pool) const;
 

@@ -29,7 +29,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(const Pla
   if (bought.ok() || !absl::IsResourceExhausted(bought.status()) || !last) return bought;
   // 3. Cached ranges of all streams given back, for a new one.
   SynchronizeUnordered();
-  if (GiveBackRanges(Bytes())) bought = BuyRange(place, size_class);
+  if (GiveBackRanges(Bytes(), Placement::kAnyTime)) bought = BuyRange(place, size_class);
   return bought;
 }
 
@@ -66,16 +66,17 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, Size
   return TakeFrom(*placement.AdoptWholeRange(place.pools->use, *range), size_class, place.cache);
 }
 
-bool CachingAllocator::Impl::GiveBackRanges(Bytes target) {
+bool CachingAllocator::Impl::GiveBackRanges(Bytes target, uint64_t freed_before) {
   bool any = false;
   for (size_t i = placement.pools().size(); i-- > 0;) {  // the last bought first
     Pool& pool = *placement.pools()[i];
     {
       PoolLock lock(pool);
-      if (pool.spare().is_zero() || pool.spare() != pool.mapped()) continue;
+      if (pool.use().kept() || pool.spare().is_zero() || pool.spare() != pool.mapped()) continue;
+      if (freed_before != Placement::kAnyTime && pool.first()->freed_at >= freed_before) continue;
     }
     // All of it is cached, and only a miss, which holds `growth`, could take some of it.
-    if (placement.reserved() <= target || !placement.WaitFor(pool.use()).ok()) continue;
+    if (placement.reserved() <= target || !placement.WaitFor(pool.use(), MaySynchronize()).ok()) continue;
     placement.CountUpstreamCall();
     if (!upstream.Unreserve(pool.range()).ok()) continue;
     placement.ForgetWholeRange(&pool);

@@ -114,6 +114,48 @@ TEST_F(LimitsTest, ASoftCapOfAnOwnerTellsWhoCrossedIt) {
 
 // ---- memory that goes back ---------------------------------------------------------------------------------------------
 
+TEST_F(LimitsTest, WhoIsToldOfASoftCapMayFreeTheBlockThatCrossedIt) {
+  const Payer hog{InternOwner("limits/receiver"), Role::kCache};
+  const DevicePtr block = *allocator.AllocateRaw(1_MiB, S(1));
+  int told = 0;
+  allocator.ledger().set_soft_cap(hog.owner, 512_KiB, [&](const SoftCapCrossing&) {
+    ++told;
+    EXPECT_TRUE(allocator.RecordStream(block, S(2)).ok());
+    allocator.Free(block);
+  });
+  ASSERT_TRUE(allocator.Transfer(block, hog).ok());
+  EXPECT_EQ(told, 1);
+  EXPECT_EQ(allocator.totals().in_use, 0_B);
+}
+
+TEST_F(LimitsTest, NearTheCapItTellsAgainAfterIdleMemoryWentBack) {
+  allocator.set_cap(10_MiB);
+  int told = 0;
+  allocator.OnNearCap(0.5, [&](const Totals&) { ++told; });
+  for (int i = 0; i < 2; ++i) {
+    allocator.Free(*allocator.AllocateRaw(6_MiB, S(1)));
+    EXPECT_EQ(told, i + 1);
+    upstream.Advance(1000);
+    EXPECT_EQ(allocator.ReleaseIdle(std::chrono::nanoseconds(1)), 6_MiB);
+  }
+  allocator.Free(*allocator.AllocateRaw(6_MiB, S(1)));
+  allocator.set_cap(14_MiB);  // below the fraction again
+  allocator.Free(*allocator.AllocateRaw(8_MiB, S(1)));
+  EXPECT_EQ(told, 4);
+}
+
+TEST(WholeRangesTest, MemoryUnusedForLongGoesBackOnRequest) {
+  FakeOptions options;
+  options.mapping = false;
+  FakeUpstream upstream(options);
+  CachingAllocator allocator(upstream, AllocatorOptions{});
+  allocator.Free(*allocator.AllocateRaw(3_MiB, S(1)));
+  upstream.Advance(1'000'000);
+  allocator.Free(*allocator.AllocateRaw(3_MiB, S(2)));
+  EXPECT_EQ(allocator.ReleaseIdle(std::chrono::nanoseconds(900'000)), 32_MiB);
+  EXPECT_EQ(allocator.totals().reserved, 32_MiB);
+}
+
 TEST_F(LimitsTest, MemoryUnusedForLongGoesBackOnRequest) {
   allocator.Free(*allocator.AllocateRaw(4_MiB, S(1)));
   upstream.Advance(10'000'000'000);
@@ -133,6 +175,17 @@ TEST_F(LimitsTest, MemoryUnusedForLongGoesBackByItselfWhenAskedTo) {
 }
 
 // ---- requests that fail ------------------------------------------------------------------------------------------------
+
+TEST_F(LimitsTest, AStreamThatFindsAddressesForOneOfItsPoolsAloneKeepsNeither) {
+  ASSERT_TRUE(allocator.Allocate(1_KiB, S(1)).ok());
+  const size_t ranges = upstream.live_ranges();
+  for (uint64_t nth = 2; nth < 60; ++nth) upstream.FailNext(UpstreamCall::kReserve, absl::ResourceExhaustedError("no addresses"), nth);
+  EXPECT_TRUE(absl::IsResourceExhausted(allocator.Allocate(1_KiB, S(2)).status()));
+  EXPECT_EQ(upstream.live_ranges(), ranges);
+  upstream.ClearFaults();
+  EXPECT_TRUE(allocator.Allocate(6_MiB, S(1)).ok());  // looks for donors in all pools
+  EXPECT_TRUE(allocator.Allocate(6_MiB, S(2)).ok());
+}
 
 TEST_F(LimitsTest, AFailedRequestChangesNothing) {
   const OwnerScope scope("limits/failed", Role::kActivation);
@@ -157,6 +210,19 @@ TEST_F(LimitsTest, ARequestWaitsForPendingWorkBeforeItFails) {
   const DevicePtr next = *allocator.AllocateRaw(10_MiB, S(3));  // nobody told the fence to pass: it was waited for
   EXPECT_EQ(allocator.totals().pending, 0_B);
   allocator.Free(next);
+}
+
+TEST_F(LimitsTest, AnAllocatorEndsThoughWorkOnItsBlocksCannotBeWaitedFor) {
+  {
+    CachingAllocator ends(upstream, AllocatorOptions{});
+    const DevicePtr block = *ends.AllocateRaw(1_MiB, S(1));
+    ASSERT_TRUE(ends.RecordStream(block, S(2)).ok());
+    ends.Free(block);
+    for (uint64_t nth = 1; nth < 50; ++nth) upstream.FailNext(UpstreamCall::kWaitFence, absl::InternalError("the device is lost"), nth);
+  }
+  upstream.ClearFaults();
+  EXPECT_EQ(upstream.bytes_mapped(), 2_MiB);  // work may still touch it
+  EXPECT_EQ(upstream.live_fences(), 0u);
 }
 
 TEST_F(LimitsTest, WhoeverIsWaitedForMayFreeMeanwhile) {

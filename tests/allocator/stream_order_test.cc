@@ -119,6 +119,26 @@ TEST_F(StreamOrderTest, ABlockUsedByARetiredStreamIsNotWaitedForLater) {
   EXPECT_EQ(upstream.calls(UpstreamCall::kRecordFence), fences);  // none on a stream that is gone
 }
 
+TEST_F(StreamOrderTest, ARecycledHandleThatUsesABlockOfTheStreamBeforeItIsWaitedFor) {
+  for (const Bytes size : {1_KiB, 3_MiB}) {
+    const DevicePtr block = Allocate(size, S(1));
+    ASSERT_TRUE(allocator.RetireStream(S(1)).ok());
+    ASSERT_TRUE(allocator.RecordStream(block, S(1)).ok());  // another stream, by the same handle
+    allocator.Free(block);
+    EXPECT_EQ(allocator.totals().pending, size);
+    upstream.PassFences(S(1));
+    EXPECT_EQ(allocator.CompletePending(), 1u);
+  }
+}
+
+TEST_F(StreamOrderTest, ABlockThatWaitsForNoStreamAnyMoreIsStillCounted) {
+  const DevicePtr block = Allocate(1_KiB, S(1));
+  ASSERT_TRUE(allocator.RecordStream(block, S(2)).ok());
+  ASSERT_TRUE(allocator.RetireStream(S(2)).ok());
+  allocator.Free(block);
+  EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants();
+}
+
 // ---- private pools -----------------------------------------------------------------------------------------------------
 
 TEST_F(StreamOrderTest, APrivatePoolServesItselfFromWhatWasFreedInIt) {
@@ -159,7 +179,52 @@ TEST_F(StreamOrderTest, BlocksOutliveTheReleaseOfTheirPrivatePool) {
   ASSERT_TRUE(allocator.ReleasePool(graph).ok());
   allocator.Free(small);
   allocator.Free(large);
+  ASSERT_TRUE(allocator.Settle().ok());
   EXPECT_EQ(allocator.ReleaseCached(), 6_MiB);
+}
+
+TEST_F(StreamOrderTest, ABlockThatOutlivesItsPrivatePoolIsWaitedForWhenItIsFreed) {
+  const PoolId graph = allocator.CreatePool();
+  const DevicePtr small = Allocate(1_KiB, S(1), graph), large = Allocate(3_MiB, S(1), graph);
+  ASSERT_TRUE(allocator.ReleasePool(graph).ok());
+  allocator.ReleaseCached();  // synchronises; after that S(1) may be given more work on the blocks
+  allocator.Free(small);
+  allocator.Free(large);
+  EXPECT_EQ(allocator.totals().pending, 3_MiB + 1_KiB);
+  upstream.PassFences(S(1));
+  EXPECT_EQ(allocator.CompletePending(), 2u);
+}
+
+TEST_F(StreamOrderTest, ABlockThatOutlivesItsPrivatePoolAndItsStreamIsFreedAsEver) {
+  const PoolId graph = allocator.CreatePool();
+  const DevicePtr before = Allocate(1_KiB, S(1), graph);
+  ASSERT_TRUE(allocator.RetireStream(S(1)).ok());
+  ASSERT_TRUE(allocator.ReleasePool(graph).ok());
+  const PoolId second = allocator.CreatePool();
+  const DevicePtr after = Allocate(1_KiB, S(2), second);
+  ASSERT_TRUE(allocator.ReleasePool(second).ok());
+  ASSERT_TRUE(allocator.RetireStream(S(2)).ok());
+  const uint64_t fences = upstream.calls(UpstreamCall::kRecordFence);
+  allocator.Free(before);
+  allocator.Free(after);
+  allocator.CompletePending();
+  EXPECT_EQ(allocator.totals().pending, 0_B);
+  EXPECT_EQ(upstream.calls(UpstreamCall::kRecordFence), fences);  // none on a stream that is gone
+}
+
+TEST(WholeRangesTest, NothingOfAPrivatePoolIsGivenBackWhileItLives) {
+  FakeOptions options;
+  options.total = 64_MiB;
+  options.mapping = false;
+  FakeUpstream upstream(options);
+  CachingAllocator allocator(upstream, AllocatorOptions{});
+  const PoolId graph = allocator.CreatePool();
+  allocator.Free(*allocator.AllocateRaw(6_MiB, S(1), kNoSite, graph));
+  EXPECT_EQ(allocator.ReleaseCached(), 0_B);
+  EXPECT_TRUE(absl::IsResourceExhausted(allocator.AllocateRaw(60_MiB, S(1)).status()));
+  EXPECT_EQ(upstream.live_ranges(), 1u);
+  ASSERT_TRUE(allocator.ReleasePool(graph).ok());
+  EXPECT_EQ(allocator.ReleaseCached(), 32_MiB);
 }
 
 TEST_F(StreamOrderTest, APrivatePoolGrowsWithNewMemoryAlone) {
@@ -212,6 +277,16 @@ TEST_F(StreamOrderTest, TheMemoryOfADeadThreadsStreamIsHadAfterTheDeviceWasSynch
   const DevicePtr block = Allocate(3_MiB, S(1));
   EXPECT_EQ(upstream.calls(UpstreamCall::kSynchronize), 1u);
   allocator.Free(block);
+}
+
+TEST_F(StreamOrderTest, TheMemoryThatALivingThreadsStreamHasCachedIsHadAfterTheDeviceWasSynchronised) {
+  allocator.set_cap(4_MiB);
+  allocator.Free(Allocate(4_MiB, Stream::PerThread(kDevice)));
+  std::thread([&] {
+    const DevicePtr block = Allocate(3_MiB, S(1));
+    EXPECT_EQ(upstream.calls(UpstreamCall::kSynchronize), 1u);
+    allocator.Free(block);
+  }).join();
 }
 
 }  // namespace

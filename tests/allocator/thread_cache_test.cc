@@ -4,11 +4,16 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <cstdio>
 #include <mutex>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
+#include "gpuledger/host_upstream.h"
 
 namespace gpuledger {
 namespace {
@@ -148,6 +153,116 @@ TEST_F(ThreadCacheTest, AForkedChildFindsTheBlocksOfAllThreads) {
   EXPECT_EQ(status, 0);
   allocator.Free(mine);
   allocator.Free(theirs);
+}
+
+// Threads that allocate and free while they live; their owner is above its soft cap, so every change is made centrally, and
+// a thread is often between two locks.
+class Churn {
+ public:
+  explicit Churn(CachingAllocator& allocator, bool elsewhere = false) {
+    const OwnerId owner = InternOwner("churn");
+    allocator.ledger().set_soft_cap(owner, 0_B, [](const SoftCapCrossing&) {});
+    for (int t = 0; t < 3; ++t) {
+      threads_.emplace_back([this, &allocator, elsewhere, t] {
+        OwnerScope scope("churn", Role::kScratch);
+        const DevicePtr null = DevicePtr::Null(kDevice);
+        std::array<DevicePtr, 4> blocks{null, null, null, null};
+        for (size_t i = 0; !done_; ++i) {
+          DevicePtr& block = blocks[i % blocks.size()];
+          if (elsewhere && !block.is_null()) allocator.RecordStream(block, S(9)).IgnoreError();
+          allocator.Free(block);
+          block = *allocator.AllocateRaw(Bytes(1u + 700 * (i % 5)), S(static_cast<uintptr_t>(1 + t)));
+          address_ = block.address();
+          if (elsewhere && i % 16 == 0) allocator.CompletePending();
+        }
+        for (const DevicePtr block : blocks) allocator.Free(block);
+      });
+    }
+  }
+  ~Churn() {
+    done_ = true;
+    for (std::thread& thread : threads_) thread.join();
+  }
+  DevicePtr some() const { return DevicePtr(kDevice, address_); }
+
+ private:
+  std::atomic<bool> done_ = false;
+  std::atomic<uint64_t> address_ = 0;
+  std::vector<std::thread> threads_;
+};
+
+TEST(ThreadCacheForkTest, AForkedChildFindsNoBlockBetweenTwoHands) {
+  HostAnonymousUpstream upstream;
+  CachingAllocator allocator(upstream, AllocatorOptions{});
+  for (const bool elsewhere : {false, true}) {
+    Churn churn(allocator, elsewhere);
+    for (int i = 0; i < 60; ++i) {
+      const pid_t child = fork();
+      if (child == 0) {
+        const absl::Status status = allocator.CheckInvariants();
+        if (!status.ok()) fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+        allocator.ReleaseCached();
+        const Totals totals = allocator.totals();
+        _exit(status.ok() && allocator.Settle().ok() && allocator.totals().pending.is_zero() && totals.reserved >= totals.in_use ? 0 : 1);
+      }
+      int status = 0;
+      ASSERT_EQ(waitpid(child, &status, 0), child);
+      ASSERT_EQ(status, 0) << "fork " << i;
+    }
+  }
+  EXPECT_TRUE(allocator.Settle().ok());
+}
+
+TEST_F(ThreadCacheTest, WhatIsFoundWhileOthersAllocateIsWhatWasAskedFor) {
+  Churn churn(allocator);
+  for (int i = 0; i < 20'000; ++i) {
+    const DevicePtr asked = churn.some();
+    if (asked.is_null()) continue;
+    if (const absl::StatusOr<LiveAllocation> found = allocator.Find(asked); found.ok()) {
+      ASSERT_EQ(found->address, asked);
+    }
+    if (i % 100 != 0) continue;
+    for (const SegmentInfo& segment : allocator.segments()) {
+      for (const BlockInfo& block : segment.blocks) {
+        for (const LiveAllocation& charge : block.charge) ASSERT_EQ(charge.address, block.address);
+      }
+    }
+  }
+}
+
+TEST_F(ThreadCacheTest, TheStatisticsPageIsOfOneInstant) {
+  Churn churn(allocator);
+  allocator.ledger().set_soft_cap(InternOwner("churn"), 0_B, nullptr);
+  for (int i = 0; i < 2000; ++i) {
+    // "reserved = in use + ..." and "in use = requested + rounding", each with its figures on the line below.
+    const std::string page = allocator.Report();
+    const size_t figures = page.find(" = ", page.find("cached\n")), second = page.find("rounding\n    ") + 13;
+    const std::string in_use = page.substr(figures + 3, page.find(" + ", figures) - figures - 3);
+    ASSERT_EQ(page.substr(second, page.find(" = ", second) - second), in_use) << page;
+  }
+}
+
+// Whose cache it is is looked up while other threads give pools to other streams.
+TEST_F(ThreadCacheTest, StreamsComeAndGoOnManyThreadsAtOnce) {
+  std::vector<std::thread> threads;
+  const DevicePtr kept = Allocate(1_KiB, S(1000));
+  ASSERT_TRUE(allocator.RetireStream(S(1000)).ok());
+  for (uintptr_t t = 1; t <= 3; ++t) {
+    threads.emplace_back([&, t] {
+      for (uintptr_t i = 0; i < 300; ++i) {
+        const Stream mine = S(t * 1000 + 1 + i % 3);
+        const DevicePtr small = Allocate(1_KiB, mine), large = Allocate(300_KiB, mine);
+        EXPECT_TRUE(allocator.RecordStream(kept, mine).ok());
+        allocator.Free(small);
+        allocator.Free(large);
+        EXPECT_TRUE(allocator.RetireStream(mine).ok());
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  allocator.Free(kept);
+  EXPECT_TRUE(allocator.Settle().ok());
+  EXPECT_LE(upstream.live_ranges(), 2u * 4);
 }
 
 }  // namespace

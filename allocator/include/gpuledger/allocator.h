@@ -111,7 +111,8 @@ class GPULEDGER_EXPORT CachingAllocator {
  public:
   // The upstream and the sink (null for none) outlive the allocator.
   CachingAllocator(Upstream& upstream, AllocatorOptions options, RecordSink* sink = nullptr);
-  // Every block must have been freed (fatal otherwise); waits for pending work and gives all memory back.
+  // Every block must have been freed (fatal otherwise); waits for pending work and gives all memory back, but for that of
+  // work that cannot be waited for: that is left to the upstream.
   ~CachingAllocator();
   CachingAllocator(const CachingAllocator&) = delete;
   CachingAllocator& operator=(const CachingAllocator&) = delete;
@@ -136,13 +137,15 @@ class GPULEDGER_EXPORT CachingAllocator {
 
   // Turns pending blocks whose fences have passed into cached ones; how many. Never waits.
   uint64_t CompletePending();
-  // Waits for all pending blocks. Synchronises the device.
+  // Waits for all blocks that are pending now. Synchronises the device. Errors: those of a stream that could not be waited
+  // for, and kInternal if some are pending afterwards, as when other threads go on freeing.
   absl::Status Settle();
   // Gives back every handle that holds no live or pending byte, after the streams that used it; returns how much.
   // Synchronises the device.
   Bytes ReleaseCached();
 
-  // Gives back every handle no byte of which was used for at least `age`. Synchronises the device.
+  // Gives back what ReleaseCached would, if it was cached for at least `age`. Neighbours that join count as free since
+  // the larger one of them was, but where ranges come with their memory since the last one was. Synchronises the device.
   Bytes ReleaseIdle(std::chrono::nanoseconds age);
 
   // To be called before `stream` is destroyed: waits for its work. Its blocks in use stay good and are freed as ever; a
