@@ -169,30 +169,28 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
     pools->stream_is_gone = false;
     return pools.get();
   }
-  if (id == kSharedPool) {
-    if (StreamPools* again = ReusePools(key)) return again;
-  }
-  auto made = std::make_unique<StreamPools>(StreamPools{.use = {.key = key, .id = id}});
-  if (mapping) {
-    for (const auto& [kind, pool] : {std::pair{PoolKind::kSmall, &made->small}, std::pair{PoolKind::kLarge, &made->large}}) {
-      absl::StatusOr<Pool*> fresh = placement.MakePool(made->use, kind);
-      if (!fresh.ok()) {
-        if (made->small != nullptr) placement.UnmakePool(made->small);
-        return fresh.status();
-      }
-      (*fresh)->may_donate = (*fresh)->may_receive_donors = id == kSharedPool;
-      *pool = *fresh;
+  StreamPools* pools = id == kSharedPool ? ReusablePools() : nullptr;
+  if (pools == nullptr) pools = stream_pools.emplace_back(std::make_unique<StreamPools>()).get();
+  pools->use = {.key = key, .id = id};
+  for (const auto& [kind, pool] : {std::pair{PoolKind::kSmall, &pools->small}, std::pair{PoolKind::kLarge, &pools->large}}) {
+    if (!mapping || *pool != nullptr) continue;
+    absl::StatusOr<Pool*> fresh = placement.MakePool(pools->use, kind);
+    if (!fresh.ok()) {  // one that is made already waits for the next stream
+      pools->use.order = WorkOrder::kNone;
+      return fresh.status();
     }
+    *pool = *fresh;
   }
-  return stream_pools.emplace_back(std::move(made)).get();
+  for (Pool* pool : {pools->small, pools->large}) {
+    if (pool != nullptr) pool->may_donate = pool->may_receive_donors = id == kSharedPool;
+  }
+  pools->retired = false;
+  return pools;
 }
 
-StreamPools* CachingAllocator::Impl::ReusePools(StreamKey key) {
+StreamPools* CachingAllocator::Impl::ReusablePools() {
   for (const auto& pools : stream_pools) {
-    if (!pools->retired || pools->use.order != WorkOrder::kNone) continue;
-    pools->use = {.key = key, .id = kSharedPool};
-    pools->retired = false;
-    return pools.get();
+    if (pools->retired && pools->use.order == WorkOrder::kNone) return pools.get();
   }
   return nullptr;
 }

@@ -22,11 +22,6 @@ absl::StatusOr<Pool*> Placement::MakePool(const StreamUse& use, PoolKind kind) {
   return pools_.emplace_back(std::make_unique<Pool>(use, kind, *range, granularity_, next_number_++)).get();
 }
 
-void Placement::UnmakePool(Pool* pool) {
-  upstream_.Unreserve(pool->range()).IgnoreError();
-  std::erase_if(pools_, [pool](const std::unique_ptr<Pool>& p) { return p.get() == pool; });
-}
-
 Pool* Placement::AdoptWholeRange(const StreamUse& use, Range range) {
   blocks_.Prepare(range.base.address(), range.size);
   Pool* pool = nullptr;

@@ -46,8 +46,6 @@ class Placement {
 
   // A new pool with its own range, all open end. kResourceExhausted if there are no addresses for it.
   absl::StatusOr<Pool*> MakePool(const StreamUse& use, PoolKind kind);
-  // And its end, before anything was mapped into it.
-  void UnmakePool(Pool* pool);
   // A pool whose range came with its memory (Capabilities::mapping is false). Counts as reserved. And its end, once the
   // upstream has taken the range back.
   Pool* AdoptWholeRange(const StreamUse& use, Range range);

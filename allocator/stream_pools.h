@@ -11,12 +11,12 @@
 namespace gpuledger {
 
 struct StreamPools {
-  StreamUse use;
+  StreamUse use{.key = {Stream::Default(DeviceId(0)), ThreadId(0)}, .id = PoolId(0), .order = WorkOrder::kNone};
   Pool* small = nullptr;
   Pool* large = nullptr;
   // Of a private pool, which may outlive its stream: that was retired, and none with its handle has come since. Guarded by growth.
   bool stream_is_gone = false;
-  bool retired = false;  // to be used again for another stream; guarded by growth
+  bool retired = true;  // no stream's now: to be used for another one; guarded by growth
 
   [[nodiscard]] Pool& For(Bytes charged) const { return charged <= Pool::kLargestSmall ? *small : *large; }
   // The other one: what it has free serves too before a request fails.
