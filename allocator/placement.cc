@@ -8,7 +8,11 @@
 namespace gpuledger {
 
 Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks)
-    : upstream_(upstream), ledger_(ledger), blocks_(blocks), granularity_(upstream.granularity()), aliasing_(upstream.capabilities().aliasing) {}
+    : upstream_(upstream),
+      ledger_(ledger),
+      blocks_(blocks),
+      granularity_(upstream.granularity()),
+      aliasing_(upstream.capabilities().aliasing) {}
 
 // ---- pools -------------------------------------------------------------------------------------------------------------
 
@@ -67,7 +71,8 @@ absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes l
   peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
   Collect();
   absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap);
-  if (block.ok() || !absl::IsResourceExhausted(block.status()) || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
+  if (block.ok() || !absl::IsResourceExhausted(block.status())) return block;
+  if (pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
   // No handle may move here, but memory may be given back and bought again.
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));
@@ -90,7 +95,8 @@ absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Byt
   }
 }
 
-std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried)
+    GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   const std::optional<Window> best = pool.FindWindow(size);
   if (!best) {
     shortage_ = Shortage::kAddresses;
@@ -135,7 +141,8 @@ std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes c
     }
   } else {
     shortage_ = under_cap <= available ? Shortage::kCap : Shortage::kUpstream;
-    why_ = shortage_ == Shortage::kCap ? fmt::format("the cap is {}", ToString(cap)) : fmt::format("the upstream has {} left", ToString(available));
+    why_ = shortage_ == Shortage::kCap ? fmt::format("the cap is {}", ToString(cap))
+                                       : fmt::format("the upstream has {} left", ToString(available));
   }
   LockOthers(pool, false);
   return steps;
