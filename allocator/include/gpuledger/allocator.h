@@ -46,7 +46,8 @@ struct GPULEDGER_EXPORT AllocatorOptions {
   Bytes cap = Bytes::Max();                // reserved never grows beyond it
   OnMisuse on_misuse = OnMisuse::kAbort;
   uint64_t report_owners = 10;             // owners named in an out-of-memory report
-  std::chrono::nanoseconds release_after{};  // memory unused for so long is given back at the next growth; 0: never
+  // Cached memory unused for so long is given back at the next growth; 0: never. Not where the upstream cannot map.
+  std::chrono::nanoseconds release_after{};
 
   // Defaults overridden by GPULEDGER_CAP=2GiB, GPULEDGER_ON_MISUSE=warn, ... An unknown GPULEDGER_ name or a bad value is
   // kInvalidArgument; the message lists what is known.
@@ -140,7 +141,8 @@ class GPULEDGER_EXPORT CachingAllocator {
   // Synchronises the device.
   Bytes ReleaseCached();
 
-  // Gives back every handle no byte of which was used for at least `age`. Synchronises the device.
+  // Gives back every handle no byte of which was used for at least `age`; nothing where the upstream cannot map.
+  // Synchronises the device.
   Bytes ReleaseIdle(std::chrono::nanoseconds age);
 
   // To be called before `stream` is destroyed: waits for its work. Its blocks in use stay good and are freed as ever; a
