@@ -22,7 +22,8 @@ namespace gpuledger {
 
 // A change of an account, or a sum of such changes.
 struct Delta {
-  uint64_t in_use = 0, requested = 0, pending = 0, charged_ever = 0, count = 0, pending_count = 0;
+  // In this order, so that a debit or a credit is two or three additions of pairs.
+  uint64_t in_use = 0, requested = 0, count = 0, charged_ever = 0, pending = 0, pending_count = 0;
 
   Delta& operator+=(const Delta& d) {
     in_use += d.in_use, requested += d.requested, pending += d.pending;
@@ -33,13 +34,13 @@ struct Delta {
     return (in_use | requested | pending | charged_ever | count | pending_count) == 0;
   }
   static Delta OfDebit(Bytes charged, Bytes requested) {
-    return {charged.count(), requested.count(), 0, charged.count(), 1, 0};
+    return {.in_use = charged.count(), .requested = requested.count(), .count = 1, .charged_ever = charged.count()};
   }
   static Delta OfFree(Bytes charged, Bytes requested, bool becomes_pending) {
     const uint64_t c = charged.count(), pends = becomes_pending ? 1 : 0;
-    return {0 - c, 0 - requested.count(), pends * c, 0, uint64_t{0} - 1, pends};
+    return {.in_use = 0 - c, .requested = 0 - requested.count(), .count = uint64_t{0} - 1, .pending = pends * c, .pending_count = pends};
   }
-  static Delta OfCompletion(Bytes charged) { return {0, 0, 0 - charged.count(), 0, 0, uint64_t{0} - 1}; }
+  static Delta OfCompletion(Bytes charged) { return {.pending = 0 - charged.count(), .pending_count = uint64_t{0} - 1}; }
 };
 
 class Account {

@@ -20,9 +20,10 @@ CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_option
       device_total(its_upstream.memory_info().total),
       ledger_owned(its_upstream.device(), its_upstream, sink),
       ledger(ledger_owned.impl()),
-      pending(its_upstream),
+      streams_may_vanish(its_options.streams_may_vanish),
+      pending(its_upstream, its_options.streams_may_vanish),
       options(its_options),
-      placement(its_upstream, ledger_owned, blocks) {}
+      placement(its_upstream, ledger_owned, blocks, its_options.streams_may_vanish) {}
 
 // ---- hand out ----------------------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ struct CachingAllocator::Impl {
   AddressMap blocks;  // outlives the ledger, whose shards hold the caches
   Ledger ledger_owned;
   Ledger::Impl& ledger;
+  const bool streams_may_vanish;
   PendingBlocks pending;
   Callbacks callbacks;
 

@@ -40,7 +40,8 @@ std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Byt
   if (!pool.may_receive_donors) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
-    if (!(mine || (other->may_donate && other->use().orderly())) || Holds(tried.barred, *other)) continue;
+    const bool foreign = other->may_donate && other->use().orderly() && (tried.foreign || &other->use() == &pool.use());
+    if (!(mine || foreign) || Holds(tried.barred, *other)) continue;
     other->ListFreeHandles(mine ? keep : Extent{}, donors);
   }
   const auto rank = [&](const FreeHandle& h) { return h.pool == nullptr ? 0 : &h.pool->use() == &pool.use() ? 1 : 2; };
@@ -64,6 +65,11 @@ absl::StatusOr<bool> Placement::RecordDonorFences(Pool& pool, std::vector<Step>&
     if (known != recorded.end()) {
       step.donor->fence = known->second;
       continue;
+    }
+    if (streams_may_vanish_ && &use != &pool.use()) {
+      if (SynchronizeDevice().ok()) continue;
+      tried.barred.push_back(&use);
+      return false;
     }
     // Everything that used this memory was queued before it was freed, and so before this fence.
     const absl::StatusOr<FenceId> fence = upstream_.RecordFence(use.key.stream);
@@ -139,8 +145,16 @@ void Placement::WaitForDead() {
   Collect();
 }
 
+absl::Status Placement::SynchronizeDevice() {
+  if (upstream_.Capturing(Stream::Default(upstream_.device()))) {
+    return absl::FailedPreconditionError("a stream of the device is being captured into a graph");
+  }
+  return upstream_.Synchronize();
+}
+
 absl::Status Placement::WaitFor(const StreamUse& use) {
   if (use.order == WorkOrder::kNone) return absl::OkStatus();
+  if (streams_may_vanish_) return SynchronizeDevice();
   if (!use.orderly()) {
     return absl::FailedPreconditionError("nobody here can record a fence on the stream of this pool");
   }

@@ -31,7 +31,6 @@ Charge::Entry* Ledger::Impl::Debit(Shard& shard, const ChargeRequest& request, T
   Charge::Entry& entry = *shard.unused;
   shard.unused = entry.next;
   shard.unused_count -= 1;
-  entry.ledger = this;
   entry.id = AllocationId(shard.next_id++);
   entry.payer = request.payer;
   entry.requested = request.requested;

@@ -168,9 +168,14 @@ void Ledger::Impl::Transfer(Charge::Entry& entry, Payer to) GPULEDGER_NO_THREAD_
     const uint64_t at = epoch.load(std::memory_order_relaxed);
     const uint64_t charged = entry.charged.count();
     const bool live_at_peak = LiveAtPeak(entry);
-    Delta taken = entry.state == State::kPending ? Delta::OfCompletion(entry.charged)
+    const Delta taken = entry.state == State::kPending ? Delta::OfCompletion(entry.charged)
                                                  : Delta::OfFree(entry.charged, entry.requested, false);
-    Delta given{0 - taken.in_use, 0 - taken.requested, 0 - taken.pending, charged, 0 - taken.count, 0 - taken.pending_count};
+    const Delta given{.in_use = 0 - taken.in_use,
+                      .requested = 0 - taken.requested,
+                      .count = 0 - taken.count,
+                      .charged_ever = charged,
+                      .pending = 0 - taken.pending,
+                      .pending_count = 0 - taken.pending_count};
     const std::array<Account*, 4> from = AccountsOf(entry.payer), into = AccountsOf(to);
     for (size_t i = 0; i < from.size(); ++i) {
       if (from[i] == into[i]) continue;  // the device's, and the role's or owner's that stays

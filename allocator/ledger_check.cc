@@ -11,9 +11,9 @@ using OwnerAndRole = std::pair<uint32_t, size_t>;
 
 void Add(const Charge::Entry& e, Delta& sum) {
   if (e.state == Charge::Entry::State::kPending) {
-    sum += {0, 0, e.charged.count(), 0, 0, 1};
+    sum += {.pending = e.charged.count(), .pending_count = 1};
   } else {
-    sum += {e.charged.count(), e.requested.count(), 0, 0, 1, 0};
+    sum += {.in_use = e.charged.count(), .requested = e.requested.count(), .count = 1};
   }
 }
 

@@ -182,6 +182,7 @@ void Ledger::Impl::TakeEntries(Shard& shard) {
   MutexLock lock(entries_mutex);
   if (unused_batches.empty()) {
     EntryBatch& batch = *entries.emplace_back(std::make_unique<EntryBatch>());
+    for (Charge::Entry& entry : batch) entry.ledger = this;
     for (size_t i = 0; i + 1 < batch.size(); ++i) batch[i].next = &batch[i + 1];
     shard.unused = batch.data();
   } else {

@@ -102,7 +102,7 @@ absl::Status PendingBlocks::WaitForUnfenced() {
   {
     MutexLock lock(mutex_);
     for (const Unfenced& wanted : unfenced_) {
-      if (upstream_.Capturing(wanted.stream.stream)) {
+      if (Capturing(wanted.stream)) {
         return absl::FailedPreconditionError("a stream that uses pending blocks is being captured into a graph");
       }
     }
@@ -130,7 +130,7 @@ void PendingBlocks::Forget(StreamKey stream) {
 
 bool PendingBlocks::AnyCapturing() const {
   MutexLock lock(mutex_);
-  const auto capturing = [this](const StreamKey& stream) { return upstream_.Capturing(stream.stream); };
+  const auto capturing = [this](const StreamKey& stream) { return Capturing(stream); };
   return std::any_of(unfenced_.begin(), unfenced_.end(), [&](const Unfenced& wanted) { return capturing(wanted.stream); }) ||
          std::any_of(queues_.begin(), queues_.end(), [&](const auto& queue) { return capturing(queue.first); });
 }

@@ -23,7 +23,8 @@ namespace gpuledger {
 
 class PendingBlocks {
  public:
-  explicit PendingBlocks(Upstream& upstream) : upstream_(upstream) {}
+  // `streams_may_vanish`: nothing is asked of a stream but by the call that names it.
+  PendingBlocks(Upstream& upstream, bool streams_may_vanish) : upstream_(upstream), streams_may_vanish_(streams_may_vanish) {}
   ~PendingBlocks();
   PendingBlocks(const PendingBlocks&) = delete;
   PendingBlocks& operator=(const PendingBlocks&) = delete;
@@ -58,11 +59,15 @@ class PendingBlocks {
   };
 
   absl::Status WaitForUnfenced() GPULEDGER_EXCLUDES(mutex_);
+  [[nodiscard]] bool Capturing(const StreamKey& stream) const {
+    return upstream_.Capturing(streams_may_vanish_ ? Stream::Default(stream.stream.device()) : stream.stream);
+  }
   void TryFences() GPULEDGER_REQUIRES(mutex_);
   void TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
   void PassOne(Block* block, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
 
   Upstream& upstream_;
+  const bool streams_may_vanish_;
   mutable Mutex mutex_;
   absl::flat_hash_map<Block*, std::vector<StreamKey>> users_ GPULEDGER_GUARDED_BY(mutex_);  // of blocks in use
   std::vector<std::pair<StreamKey, std::deque<Waiting>>> queues_ GPULEDGER_GUARDED_BY(mutex_);

@@ -7,12 +7,13 @@
 
 namespace gpuledger {
 
-Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks)
+Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish)
     : upstream_(upstream),
       ledger_(ledger),
       blocks_(blocks),
       granularity_(upstream.granularity()),
-      aliasing_(upstream.capabilities().aliasing) {}
+      aliasing_(upstream.capabilities().aliasing),
+      streams_may_vanish_(streams_may_vanish) {}
 
 // ---- pools -------------------------------------------------------------------------------------------------------------
 
@@ -69,19 +70,38 @@ void Placement::Note(RecordKind kind, const Pool& pool, Bytes offset, Bytes size
 
 absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes live, Bytes peak, Bytes cap) {
   peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
-  Collect();
-  absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap);
-  if (block.ok() || !absl::IsResourceExhausted(block.status())) return block;
-  if (pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
+  WatchMoves();
+  absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
+  const auto exhausted = [&] { return !block.ok() && absl::IsResourceExhausted(block.status()); };
+  if (streams_may_vanish_ && exhausted()) block = GrowOnce(pool, size_class, cap, true);
+  if (!exhausted() || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
   // No handle may move here, but memory may be given back and bought again.
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));
-  return GrowOnce(pool, size_class, cap);
+  return GrowOnce(pool, size_class, cap, true);
 }
 
-absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Bytes cap) {
+void Placement::WatchMoves() {
+  constexpr uint64_t kWhile = 100'000'000;
+  const uint64_t begin = upstream_.now().value();
+  Collect();  // the end of earlier moves
+  const uint64_t now = upstream_.now().value();
+  moving_ += now - begin;
+  if (looked_at_ == 0) looked_at_ = begin;
+  const uint64_t elapsed = now - looked_at_;
+  if (elapsed < kWhile) return;
+  if (moving_ > elapsed / 8) {
+    slack_permille_ = std::min(slack_permille_ * 4, kMostSlackPermille);
+  } else if (moving_ < elapsed / 64) {
+    slack_permille_ = std::max(slack_permille_ - slack_permille_ / 8, kSlackPermille);
+  }
+  looked_at_ = now;
+  moving_ = 0;
+}
+
+absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign) {
   PoolLock lock(pool);
-  Tried tried;
+  Tried tried{.barred = {}, .foreign = foreign};
   while (true) {
     // Others may have freed or grown since the miss, and a round before this one too.
     if (Block* block = pool.Take(size_class)) return block;
@@ -107,7 +127,7 @@ std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes c
   const Bytes under_cap = (held < cap ? cap - held : Bytes()).RoundDownTo(granularity_);
   const Bytes available = std::min(upstream_.memory_info().free, tried.upstream_limit).RoundDownTo(granularity_);
   const Bytes limit = std::min(under_cap, available);
-  const Bytes gate_at = (peak_live_ + peak_live_ / 1000u * kSlackPermille).RoundUpTo(granularity_);
+  const Bytes gate_at = (peak_live_ + peak_live_ / 1000u * slack_permille_).RoundUpTo(granularity_);
   const Bytes gate = std::min(limit, held < gate_at ? gate_at - held : Bytes());
 
   LockOthers(pool, true);
@@ -185,7 +205,9 @@ absl::StatusOr<bool> Placement::MapAll(Pool& pool, std::vector<Step>& steps, Tri
       step.donor.reset();
     }
     const Handle handle = step.donor ? step.donor->from.handle : *step.fresh;
+    const uint64_t begin = step.donor ? upstream_.now().value() : 0;
     const absl::Status mapped = upstream_.Map(pool.range().base + offset, handle.id);
+    if (step.donor) moving_ += upstream_.now().value() - begin;
     CountUpstreamCall();
     if (!mapped.ok()) return mapped;
     if (step.donor && step.donor->dead != nullptr) {

@@ -5,6 +5,8 @@
 // is cached. A donor is mapped at its new address while it still is at its old one. Its old address is dead from then on,
 // and is unmapped once a fence recorded on the donor's stream has passed; another stream is made to wait for that fence
 // before it uses the memory. Only when donors run out is the gate passed, up to the cap.
+// Where streams take memory from each other all the time, moving costs more than it saves: when it has taken more than an
+// eighth of the time lately, the gate opens wider, and closes again bit by bit once it has not.
 //
 // Not thread-safe: the caller holds the allocator's growth mutex in every call (but reserved()), and no pool's. Pools are
 // locked here. Upstream calls are made with the requester's pool locked, so others on its stream wait; other streams do not.
@@ -32,12 +34,15 @@ class Placement {
  public:
   // How much more than the most ever live may be reserved before donors are asked: 1.5 %.
   static constexpr uint64_t kSlackPermille = 15;
+  // At most, where donors would move all the time.
+  static constexpr uint64_t kMostSlackPermille = 1000;
 
   // For Trim: whenever it was freed.
   static constexpr uint64_t kAnyTime = std::numeric_limits<uint64_t>::max();
 
   // `ledger` gets the records of what is mapped and unmapped, and `blocks` is made ready for what is mapped.
-  Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks);
+  // `streams_may_vanish`: see AllocatorOptions.
+  Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish = false);
 
   // A new pool with its own range, all open end. kResourceExhausted if there are no addresses for it.
   absl::StatusOr<Pool*> MakePool(const StreamUse& use, PoolKind kind);
@@ -100,9 +105,12 @@ class Placement {
   struct Tried {
     std::vector<const StreamUse*> barred;
     Bytes upstream_limit = Bytes::Max();
+    bool foreign = true;  // whether donors of other streams are asked
   };
 
-  absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap);
+  absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign);
+  // All work of the device is done: for streams that may be gone. Breaks no capture that blocks the default stream.
+  absl::Status SynchronizeDevice();
   // Plans how the window is filled, and takes the donors out of their pools. Empty, with shortage_ and why_, if it cannot be.
   std::vector<Step> TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried) GPULEDGER_REQUIRES(pool.mutex);
   [[nodiscard]] std::vector<FreeHandle> ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const;
@@ -113,6 +121,7 @@ class Placement {
   // What was taken for a plan and is not mapped goes back to where it was.
   void Undo(Pool& pool, std::vector<Step>& steps) GPULEDGER_REQUIRES(pool.mutex);
 
+  void WatchMoves();
   void BuryIn(Pool& from, const Pool& locked, Block* dead);
   void LockOthers(const Pool& pool, bool lock);
   void WaitForDead();
@@ -127,6 +136,7 @@ class Placement {
   AddressMap& blocks_;
   const Bytes granularity_;
   const bool aliasing_;
+  const bool streams_may_vanish_;
   std::vector<std::unique_ptr<Pool>> pools_;
   std::vector<std::unique_ptr<Pool>> past_pools_;  // of kWhole, without a range: old pointers to their blocks stay readable
   uint32_t next_number_ = 0;
@@ -135,6 +145,9 @@ class Placement {
   std::vector<Handle> orphans_;  // hold nothing: the upstream would not take them back
   Bytes orphaned_;
   Bytes peak_live_;
+  uint64_t slack_permille_ = kSlackPermille;
+  uint64_t moving_ = 0;     // nanoseconds that moving donors took since
+  uint64_t looked_at_ = 0;  // this time
   Shortage shortage_ = Shortage::kUpstream;
   std::string why_;
   std::atomic<uint64_t> reserved_{0}, peak_reserved_{0}, upstream_calls_{0};

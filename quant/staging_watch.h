@@ -1,11 +1,12 @@
 // quant/staging_watch.h - how many bytes were staged at the worst instant, and by whom.
 //
-// A sink between the ledger and whoever else listens: it sees every change in the ledger's order, so no instant escapes
-// it. The ledger's own Usage::peak of role `staging` is the figure; this gives the names to it.
+// A sink between the ledger and whoever else listens. Thread-safe: changes are taken in the order of their coming, which
+// for one thread is the ledger's. The ledger's own Usage::peak of role `staging` is the figure; this gives the names to it.
 #pragma once
 
 #include <absl/container/flat_hash_map.h>
 
+#include <mutex>
 #include <vector>
 
 #include "gpuledger/record.h"
@@ -30,6 +31,7 @@ class StagingWatch final : public RecordSink {
  private:
   const Bytes budget_;
   RecordSink* const next_;
+  mutable std::mutex mutex_;  // of all below
   absl::flat_hash_map<AllocationId, Staged> staged_;
   absl::flat_hash_map<AllocationId, Staged> worst_;
   Bytes now_, peak_;

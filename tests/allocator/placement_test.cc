@@ -134,6 +134,27 @@ TEST_F(PlacementTest, GivesBackOnlyWhatHasBeenFreeForLong) {
   EXPECT_EQ(two.spare(), 8_MiB);
 }
 
+TEST_F(PlacementTest, OpensTheGateWhereMemoryWouldMoveAllTheTimeAndClosesItAgain) {
+  live = 12_MiB;
+  const auto by_turns = [&] {
+    Leave(one, 12_MiB);
+    Leave(two, 12_MiB);
+    upstream.PassAllFences();
+  };
+  for (int round = 0; round < 2000; ++round) by_turns();
+  const uint64_t maps = upstream.calls(UpstreamCall::kMap);
+  for (int round = 0; round < 100; ++round) by_turns();
+  EXPECT_EQ(upstream.calls(UpstreamCall::kMap), maps);  // each has its own by now
+  EXPECT_LE(placement.reserved(), 26_MiB);
+  // Long after: a quiet pool gives what it does not need to another as ever.
+  for (int round = 0; round < 100; ++round) {
+    upstream.Advance(1'000'000'000);
+    Pool& other = **placement.MakePool(first, PoolKind::kSmall);
+    Put(*Grow(other, 1_KiB));
+  }
+  EXPECT_LE(placement.reserved(), 26_MiB);
+}
+
 TEST_F(PlacementTest, GrowsAtTheHoleThatNeedsTheFewestBytes) {
   Block* a = *Grow(one, 2_MiB);
   Block* between = *Grow(one, 2_MiB);

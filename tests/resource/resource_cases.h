@@ -33,7 +33,7 @@ struct WithoutMapping {
 
 struct AnAllocatorOfSomebody {
   std::unique_ptr<CudaUpstream> upstream = CudaUpstream::Open(DeviceId(0)).value();
-  CachingAllocator its_allocator{*upstream, AllocatorOptions{.cap = kTestCap}};
+  CachingAllocator its_allocator{*upstream, AllocatorOptions{.cap = kTestCap, .streams_may_vanish = true}};
   MemoryResource held{its_allocator};
   CachingAllocator& allocator() { return its_allocator; }
 };

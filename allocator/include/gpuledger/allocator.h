@@ -14,7 +14,7 @@
 // have helped.
 //
 // Streams. A stream is known by its handle. One that is destroyed while the allocator lives is retired first
-// (RetireStream), because its handle may come back as another stream's. Each thread's per-thread default stream (handle 2)
+// (RetireStream; or see AllocatorOptions::streams_may_vanish), because its handle may come back as another stream's. Each thread's per-thread default stream (handle 2)
 // is a stream of its own; memory of it goes to other streams only after the device was synchronised. While a stream is
 // captured into a graph, allocate from a private pool.
 //
@@ -46,6 +46,10 @@ struct GPULEDGER_EXPORT AllocatorOptions {
   Bytes cap = Bytes::Max();                // reserved never grows beyond it
   OnMisuse on_misuse = OnMisuse::kAbort;
   uint64_t report_owners = 10;             // owners named in an out-of-memory report
+  // Streams may be destroyed without RetireStream. Then no call is made on a stream but those of the calls under way, and
+  // memory of one stream goes to another only at the cap, and after the device was synchronised. A handle that comes back
+  // as another stream's finds the old one's cached memory: whoever destroys a stream has waited for its work.
+  bool streams_may_vanish = false;
   // Cached memory unused for so long is given back at the next growth; 0: never. Not where the upstream cannot map.
   std::chrono::nanoseconds release_after{};
 

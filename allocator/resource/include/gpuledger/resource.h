@@ -41,7 +41,8 @@ class MemoryResource {
   static constexpr size_t kAlignment = 512;
   static_assert(Bytes(kAlignment) == SizeClass::kGranule);
 
-  // An allocator of its own over CUDA device `device`. Errors: those of CudaUpstream::Open. A sink (null for none)
+  // An allocator of its own over CUDA device `device`. Its streams may vanish (AllocatorOptions::streams_may_vanish), as those
+  // of other resources may. Errors: those of CudaUpstream::Open. A sink (null for none)
   // outlives the last copy.
   static absl::StatusOr<MemoryResource> Open(DeviceId device, const AllocatorOptions& options = {},
                                              const CudaOptions& cuda_options = {}, RecordSink* sink = nullptr);
@@ -95,8 +96,12 @@ class MemoryResource {
     void* pointer;  // in the block, aligned
   };
   struct Owned {
-    Owned(std::unique_ptr<Upstream> its_upstream, const AllocatorOptions& options, RecordSink* sink)
-        : upstream(std::move(its_upstream)), allocator(*upstream, options, sink) {}
+    Owned(std::unique_ptr<Upstream> its_upstream, AllocatorOptions options, RecordSink* sink)
+        : upstream(std::move(its_upstream)), allocator(*upstream, WithStreamsThatVanish(options), sink) {}
+    static AllocatorOptions WithStreamsThatVanish(AllocatorOptions options) {
+      options.streams_may_vanish = true;
+      return options;
+    }
     std::unique_ptr<Upstream> upstream;
     CachingAllocator allocator;
   };
