@@ -40,8 +40,8 @@ std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Byt
   if (!pool.may_receive_donors) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
-    const bool foreign = other->may_donate && other->use().orderly() && (tried.foreign || &other->use() == &pool.use());
-    if (!(mine || foreign) || Holds(tried.barred, *other)) continue;
+    const bool asked = mine || ((tried.foreign || &other->use() == &pool.use()) && other->may_donate && other->use().orderly());
+    if (!asked || Holds(tried.barred, *other)) continue;
     other->ListFreeHandles(mine ? keep : Extent{}, donors);
   }
   const auto rank = [&](const FreeHandle& h) { return h.pool == nullptr ? 0 : &h.pool->use() == &pool.use() ? 1 : 2; };

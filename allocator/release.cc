@@ -124,9 +124,11 @@ void CachingAllocator::Impl::SynchronizeUnordered() {
   const auto unknown = [](const std::unique_ptr<StreamPools>& pools) { return pools->retired && pools->use.order == WorkOrder::kUnknown; };
   if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return;
   // To synchronise the device would break a capture that is going on.
-  const bool capturing = upstream.Capturing(Stream::Default(device)) || pending.AnyCapturing() || std::any_of(stream_pools.begin(), stream_pools.end(), [this](const auto& pools) {
-                           return !streams_may_vanish && !pools->retired && upstream.Capturing(pools->use.key.stream);
-                         });
+  const auto captured = [this](const std::unique_ptr<StreamPools>& pools) {
+    return !streams_may_vanish && !pools->retired && upstream.Capturing(pools->use.key.stream);
+  };
+  const bool capturing = upstream.Capturing(Stream::Default(device)) || pending.AnyCapturing() ||
+                         std::any_of(stream_pools.begin(), stream_pools.end(), captured);
   if (capturing || !upstream.Synchronize().ok()) return;
   for (const auto& pools : stream_pools) {
     if (!unknown(pools)) continue;
