@@ -55,8 +55,10 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   }
   if (left_over != nullptr) [[unlikely]] a.GiveBackList(left_over);
   if (block == nullptr) {
-    // 2. A cached block of the stream's pool. (Where ranges come with their memory there is none: whole_ranges.cc.)
-    if (place.pools->small != nullptr) [[likely]] block = a.TakeFrom(place.pools->For(size_class.charged()), size_class, place.cache);
+    // 2. A cached block of the stream's pool. (Where ranges come with their memory it has none: whole_ranges.cc.)
+    if (place.pools->small != nullptr) [[likely]] {
+      block = a.TakeFrom(place.pools->For(size_class.charged()), size_class, place.cache);
+    }
     // 3. The ladder.
     if (block == nullptr) [[unlikely]] {
       absl::StatusOr<Block*> climbed = a.AllocateSlow(place, size_class, request);
@@ -117,7 +119,9 @@ void CachingAllocator::Free(DevicePtr address) noexcept {
 void CachingAllocator::Impl::Uncharge(Ledger::Shard& shard, Block* block) {
   const TimePoint now = upstream.now();
   Charge::Entry* const charge = block->front.charge;
-  if (ThreadCaches* caches = CachesOf(shard)) caches->NoteFreed({block->front.address.load(std::memory_order_relaxed), charge->payer, charge->site});
+  if (ThreadCaches* caches = CachesOf(shard)) {
+    caches->NoteFreed({block->front.address.load(std::memory_order_relaxed), charge->payer, charge->site});
+  }
   block->freed_at = now.value();
   ledger.Complete(shard, charge, now);  // may let go of the lock: until then the block has its charge, for a fork to find
   block->front.charge = nullptr;

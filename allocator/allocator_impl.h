@@ -4,8 +4,8 @@
 //   miss    the ladder, under `growth`: one miss at a time
 //
 // Lock order: growth -> pending -> pool -> the ledger's (per-thread objects -> central -> shards) -> the upstream's. Two
-// pools are locked at once only under growth. Nothing is held while callbacks run or while work is waited for on the
-// rung that waits for pending blocks.
+// pools are locked at once only under growth. Nothing is held while callbacks run or pending blocks are waited for. (The list
+// of callbacks has a lock of its own, taken with nothing else held, but for a fork: then before growth.)
 #pragma once
 
 #include <atomic>

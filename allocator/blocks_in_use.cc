@@ -134,8 +134,9 @@ Block* CachingAllocator::Impl::TakenBlockHolding(DevicePtr address) const {
 }
 
 absl::Status CachingAllocator::Impl::BadRequest(Bytes size, Stream stream) const {
-  return absl::InvalidArgumentError(fmt::format("cannot allocate {} on a stream of device {}: this is the allocator of device {}, for up to 2^62 bytes",
-                                                ToString(size), stream.device().value(), device.value()));
+  return absl::InvalidArgumentError(
+      fmt::format("cannot allocate {} on a stream of device {}: this is the allocator of device {}, for up to 2^62 bytes",
+                  ToString(size), stream.device().value(), device.value()));
 }
 
 void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view call) {
@@ -144,8 +145,8 @@ void CachingAllocator::Impl::ReportMisuse(DevicePtr address, std::string_view ca
     const ThreadCaches* caches = CachesOf(shard);
     const ThreadCaches::Freed* freed = caches == nullptr ? nullptr : caches->FindFreed(address.address());
     if (freed == nullptr || !what.empty()) return;
-    what = fmt::format("the block there was freed already; its owner was {} [{}]{}{}", OwnerName(freed->payer.owner), RoleName(freed->payer.role),
-                       freed->site == kNoSite ? "" : ", allocated at ", SiteName(freed->site));
+    what = fmt::format("the block there was freed already; its owner was {} [{}]{}{}", OwnerName(freed->payer.owner),
+                       RoleName(freed->payer.role), freed->site == kNoSite ? "" : ", allocated at ", SiteName(freed->site));
   });
   if (what.empty()) {
     MutexLock lock(growth);

@@ -9,7 +9,9 @@
 namespace gpuledger {
 namespace {
 
-bool Holds(const std::vector<const StreamUse*>& uses, const Pool& pool) { return std::find(uses.begin(), uses.end(), &pool.use()) != uses.end(); }
+bool Holds(const std::vector<const StreamUse*>& uses, const Pool& pool) {
+  return std::find(uses.begin(), uses.end(), &pool.use()) != uses.end();
+}
 
 }  // namespace
 
@@ -26,7 +28,8 @@ void Placement::LockOthers(const Pool& pool, bool lock) GPULEDGER_NO_THREAD_SAFE
 
 // Handles that hold nothing first, then those of the pool's own stream, then the longest free. Of handles free for equally
 // long the highest goes: the low end of a range stays dense.
-std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Bytes cap, const Tried& tried) const
+    GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   std::vector<FreeHandle> donors;
   Bytes would_be = reserved();  // under a cap lowered since, not all that hold nothing may be used
   for (const Handle& orphan : orphans_) {
@@ -37,8 +40,8 @@ std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Byt
   if (!pool.may_receive_donors) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
-    const bool foreign = other->may_donate && other->use().orderly() && (tried.foreign || &other->use() == &pool.use());
-    if (!(mine || foreign) || Holds(tried.barred, *other)) continue;
+    const bool asked = mine || ((tried.foreign || &other->use() == &pool.use()) && other->may_donate && other->use().orderly());
+    if (!asked || Holds(tried.barred, *other)) continue;
     other->ListFreeHandles(mine ? keep : Extent{}, donors);
   }
   const auto rank = [&](const FreeHandle& h) { return h.pool == nullptr ? 0 : &h.pool->use() == &pool.use() ? 1 : 2; };
@@ -255,7 +258,9 @@ absl::Status Placement::Check() const {
     mapped += pool->mapped();
     for (const Block* b = pool->first(); b != nullptr; b = b->right) dead += b->space == Space::kDead;
   }
-  if (mapped != reserved()) return absl::InternalError(fmt::format("reserved {}, but the pools hold {}", ToString(reserved()), ToString(mapped)));
+  if (mapped != reserved()) {
+    return absl::InternalError(fmt::format("reserved {}, but the pools hold {}", ToString(reserved()), ToString(mapped)));
+  }
   if (dead != dead_.size()) return absl::InternalError("dead blocks that wait for no fence");
   Bytes orphans;
   for (const Handle& handle : orphans_) orphans += handle.size;

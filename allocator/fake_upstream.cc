@@ -29,7 +29,8 @@ struct Growth {
 uint64_t Grown(uint64_t cost, Bytes size, Growth growth) {
   const auto between = [size](uint64_t low_mib, uint64_t low, uint64_t high_mib, uint64_t high) {
     const double mib = static_cast<double>(size.count()) / (1 << 20);
-    return static_cast<double>(low) + (mib - static_cast<double>(low_mib)) * static_cast<double>(high - low) / static_cast<double>(high_mib - low_mib);
+    return static_cast<double>(low) +
+           (mib - static_cast<double>(low_mib)) * static_cast<double>(high - low) / static_cast<double>(high_mib - low_mib);
   };
   double thousandths = 1000;
   if (size > 32_MiB) {

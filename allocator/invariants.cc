@@ -42,7 +42,8 @@ absl::Status CachingAllocator::Impl::Check() {
         }
         if (count != cache->counts[i]) bad_cache = Wrong("a thread's cache has counted wrongly");
       }
-      if (bytes != cache->bytes || bytes > StreamCache::kInAll.count()) bad_cache = Wrong("a thread's cache holds other bytes than it says");
+      const bool wrong_bytes = bytes != cache->bytes || bytes > StreamCache::kInAll.count();
+      if (wrong_bytes) bad_cache = Wrong("a thread's cache holds other bytes than it says");
     }
   });
   if (!bad_cache.ok()) return bad_cache;
@@ -57,12 +58,16 @@ absl::Status CachingAllocator::Impl::Check() {
       if (!b->taken()) continue;
       const Charge::Entry* const charge = b->front.charge;
       const DevicePtr address = pool->address(*b);
-      if (blocks.Find(address.address()) != b || b->front.address.load() != address.address()) return Wrong("a taken block is not found by its address");
+      if (blocks.Find(address.address()) != b || b->front.address.load() != address.address()) {
+        return Wrong("a taken block is not found by its address");
+      }
       if (charge == nullptr) {
         cached += b->size;
         ++listed_blocks;
         const auto in_list = listed.find(b);
-        if (in_list == listed.end() || in_list->second != 1) return Wrong(fmt::format("the block at {:#x} is in no list, or in two", address.address()));
+        if (in_list == listed.end() || in_list->second != 1) {
+          return Wrong(fmt::format("the block at {:#x} is in no list, or in two", address.address()));
+        }
         continue;
       }
       ++charged_blocks;
@@ -81,13 +86,13 @@ absl::Status CachingAllocator::Impl::Check() {
   const Usage usage = ExactUsage();
   if (usage.count + usage.pending_count != charged_blocks) return Wrong("live charges and charged blocks differ in number");
   if (usage.in_use != in_use || usage.pending != pending_bytes) {
-    return Wrong(fmt::format("in_use {} and pending {} of the ledger; the blocks sum to {} and {}", ToString(usage.in_use), ToString(usage.pending),
-                             ToString(in_use), ToString(pending_bytes)));
+    return Wrong(fmt::format("in_use {} and pending {} of the ledger; the blocks sum to {} and {}", ToString(usage.in_use),
+                             ToString(usage.pending), ToString(in_use), ToString(pending_bytes)));
   }
   const Bytes reserved = placement.reserved();
   if (reserved != in_use + pending_bytes + cached) {
-    return Wrong(fmt::format("reserved {} is not in_use {} + pending {} + cached {}", ToString(reserved), ToString(in_use), ToString(pending_bytes),
-                             ToString(cached)));
+    return Wrong(fmt::format("reserved {} is not in_use {} + pending {} + cached {}", ToString(reserved), ToString(in_use),
+                             ToString(pending_bytes), ToString(cached)));
   }
   return absl::OkStatus();
 }

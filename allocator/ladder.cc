@@ -78,8 +78,8 @@ void CachingAllocator::Impl::TellOfReserved() {
 
 absl::Status CachingAllocator::Impl::Refusal() const {
   return absl::FailedPreconditionError(fmt::format(
-      "this process was forked from one that uses device {} ({}), which works only in the process that initialised it: start workers with spawn or "
-      "forkserver, or keep to the CPU in this one",
+      "this process was forked from one that uses device {} ({}), which works only in the process that initialised it: start "
+      "workers with spawn or forkserver, or keep to the CPU in this one",
       device.value(), upstream.name()));
 }
 

@@ -41,7 +41,8 @@ std::string OwnerLines(const std::vector<OwnerUsage>& rows, uint64_t limit) {
 
 }  // namespace
 
-absl::Status CachingAllocator::Impl::OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request, std::string_view why) {
+absl::Status CachingAllocator::Impl::OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request,
+                                                 std::string_view why) {
   Record record;
   record.kind = RecordKind::kOutOfMemory;
   record.requested = request.requested;
@@ -77,7 +78,8 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
   std::string text = fmt::format("out of memory on device {} ({}): {} for {} [{}] could not be had: {}\n", device.value(), upstream.name(),
                                  Human(request.requested), OwnerName(request.payer.owner), RoleName(request.payer.role), why);
   text += Equation(t);
-  text += fmt::format("  cap {}; largest cached block of this stream {}; cached in pieces under one handle {}\n", CapText(t.cap), Human(largest), Human(stranded));
+  text += fmt::format("  cap {}; largest cached block of this stream {}; cached in pieces under one handle {}\n", CapText(t.cap),
+                      Human(largest), Human(stranded));
   if (!in_private_pools.is_zero()) {
     text += fmt::format("  kept for captured graphs, in private pools that were not released: {}\n", Human(in_private_pools));
   }
@@ -85,7 +87,8 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
   text += "  what would help: ";
   if (placement.shortage() == Shortage::kCap && request.charged + granularity < Bytes::Max() - t.reserved) {
     const Bytes need = (t.in_use + t.pending + stranded + in_private_pools + request.charged).RoundUpTo(granularity);
-    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granularity)), Human(request.charged));
+    text += fmt::format("a cap of {} or more (GPULEDGER_CAP), or freeing {}", Human(std::max(need, t.reserved + granularity)),
+                        Human(request.charged));
   } else if (placement.shortage() == Shortage::kAddresses) {
     text += "a smaller request: no pool has so many addresses";
   } else {
@@ -103,7 +106,8 @@ std::string CachingAllocator::Report() const {
   const Totals t = impl_->TotalsWith(usage);
   std::string text = fmt::format("device {} ({})\n", impl_->device.value(), upstream().name());
   text += Equation(t);
-  text += fmt::format("  in use = requested + rounding\n    {} = {} + {}\n", ToString(usage.in_use), ToString(usage.requested), ToString(usage.in_use - usage.requested));
+  text += fmt::format("  in use = requested + rounding\n    {} = {} + {}\n", ToString(usage.in_use), ToString(usage.requested),
+                      ToString(usage.in_use - usage.requested));
   text += fmt::format("  peak in use {}, peak reserved {}, cap {}\n", Human(usage.peak), Human(t.peak_reserved), CapText(t.cap));
   text += "  owners of what is in use:\n" + OwnerLines(cut.owners, impl_->options.report_owners);
   return text;

@@ -47,14 +47,17 @@ absl::Status ParseReleaseAfter(std::string_view text, AllocatorOptions& options)
 constexpr Option kOptions[] = {
     {"GPULEDGER_CAP", "a size such as 8GiB: reserved never exceeds it", ParseCap},
     {"GPULEDGER_ON_MISUSE", "abort or warn: what a double free or a foreign pointer does", ParseOnMisuse},
-    {"GPULEDGER_RELEASE_AFTER", "seconds: cached memory that was not used for so long is given back at the next growth; 0: never", ParseReleaseAfter},
+    {"GPULEDGER_RELEASE_AFTER", "seconds: cached memory that was not used for so long is given back at the next growth; 0: never",
+     ParseReleaseAfter},
     {"GPULEDGER_REPORT_OWNERS", "a count: how many owners a report names", ParseReportOwners},
 };
 
-// Read by other parts of the project, and so known here too.
-constexpr std::string_view kElsewhere[] = {"GPULEDGER_LIBRARY", "GPULEDGER_TORCH_LIBRARY", "GPULEDGER_BINARY",
-                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED",
-                                           "GPULEDGER_FAKE_CUDA", "GPULEDGER_TEST_CUDA"};
+// Read by other parts of the project, and so known here too (tests/test_boundaries.py: none is missing).
+constexpr std::string_view kElsewhere[] = {"GPULEDGER_BINARY", "GPULEDGER_FAKE_CUDA", "GPULEDGER_FUZZ_SECONDS",
+                                           "GPULEDGER_GPU_OPERATIONS", "GPULEDGER_GPU_ROUNDS", "GPULEDGER_LIBRARY",
+                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_CUDA",
+                                           "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH_LIBRARY",
+                                           "GPULEDGER_TRACES"};
 
 std::string KnownVariables() {
   std::string text;

@@ -8,7 +8,12 @@
 namespace gpuledger {
 
 Placement::Placement(Upstream& upstream, Ledger& ledger, AddressMap& blocks, bool streams_may_vanish)
-    : upstream_(upstream), ledger_(ledger), blocks_(blocks), granularity_(upstream.granularity()), aliasing_(upstream.capabilities().aliasing), streams_may_vanish_(streams_may_vanish) {}
+    : upstream_(upstream),
+      ledger_(ledger),
+      blocks_(blocks),
+      granularity_(upstream.granularity()),
+      aliasing_(upstream.capabilities().aliasing),
+      streams_may_vanish_(streams_may_vanish) {}
 
 // ---- pools -------------------------------------------------------------------------------------------------------------
 
@@ -67,8 +72,9 @@ absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes l
   peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
   WatchMoves();
   absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
-  if (streams_may_vanish_ && !block.ok() && absl::IsResourceExhausted(block.status())) block = GrowOnce(pool, size_class, cap, true);
-  if (block.ok() || !absl::IsResourceExhausted(block.status()) || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
+  const auto exhausted = [&] { return !block.ok() && absl::IsResourceExhausted(block.status()); };
+  if (streams_may_vanish_ && exhausted()) block = GrowOnce(pool, size_class, cap, true);
+  if (!exhausted() || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
   // No handle may move here, but memory may be given back and bought again.
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));
@@ -109,7 +115,8 @@ absl::StatusOr<Block*> Placement::GrowOnce(Pool& pool, SizeClass size_class, Byt
   }
 }
 
-std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes cap, const Tried& tried)
+    GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
   const std::optional<Window> best = pool.FindWindow(size);
   if (!best) {
     shortage_ = Shortage::kAddresses;
@@ -154,7 +161,8 @@ std::vector<Placement::Step> Placement::TakePlan(Pool& pool, Bytes size, Bytes c
     }
   } else {
     shortage_ = under_cap <= available ? Shortage::kCap : Shortage::kUpstream;
-    why_ = shortage_ == Shortage::kCap ? fmt::format("the cap is {}", ToString(cap)) : fmt::format("the upstream has {} left", ToString(available));
+    why_ = shortage_ == Shortage::kCap ? fmt::format("the cap is {}", ToString(cap))
+                                       : fmt::format("the upstream has {} left", ToString(available));
   }
   LockOthers(pool, false);
   return steps;

@@ -123,6 +123,7 @@ class Placement {
   // What was taken for a plan and is not mapped goes back to where it was.
   void Undo(Pool& pool, std::vector<Step>& steps) GPULEDGER_REQUIRES(pool.mutex);
 
+  // Collects, and opens or closes the gate by the time that moving donors took lately.
   void WatchMoves();
   void BuryIn(Pool& from, const Pool& locked, Block* dead);
   void LockOthers(const Pool& pool, bool lock);

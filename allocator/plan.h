@@ -37,7 +37,8 @@ struct Plan {
 
 // Fills the gaps; none if limit and donors do not suffice. No more donors than the gate leaves to them, and more than
 // `budget.gate` is created only when no donor is left that fits.
-[[nodiscard]] std::optional<Plan> FillGaps(const std::vector<Gap>& gaps, const std::vector<FreeHandle>& donors, Budget budget, HandleShape shape);
+[[nodiscard]] std::optional<Plan> FillGaps(const std::vector<Gap>& gaps, const std::vector<FreeHandle>& donors, Budget budget,
+                                           HandleShape shape);
 
 // The largest handle that a pool makes: a power of two of granularities, at most the larger of peak / 512 and
 // missing / 16, in the small pools one granularity.

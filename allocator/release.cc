@@ -80,7 +80,8 @@ bool CachingAllocator::Impl::ThreadIsGone(ThreadId thread) {
 absl::Status CachingAllocator::RetireStream(Stream stream) {
   Impl& a = *impl_;
   if (stream.device() != a.device) {
-    return absl::InvalidArgumentError(fmt::format("RetireStream: the stream is of device {}, the allocator of device {}", stream.device().value(), a.device.value()));
+    return absl::InvalidArgumentError(fmt::format("RetireStream: the stream is of device {}, the allocator of device {}",
+                                                  stream.device().value(), a.device.value()));
   }
   const StreamKey key = StreamKey::Of(stream);
   const absl::StatusOr<FenceId> fence = a.upstream.RecordFence(key.stream);
@@ -179,7 +180,9 @@ CachingAllocator::~CachingAllocator() {
 
 // ---- callbacks -----------------------------------------------------------------------------------------------------------------
 
-CachingAllocator::CallbackId CachingAllocator::OnOutOfMemory(OutOfMemoryCallback callback) { return impl_->callbacks.Add(std::move(callback)); }
+CachingAllocator::CallbackId CachingAllocator::OnOutOfMemory(OutOfMemoryCallback callback) {
+  return impl_->callbacks.Add(std::move(callback));
+}
 CachingAllocator::CallbackId CachingAllocator::OnNearCap(double fraction, NearCapCallback callback) {
   return impl_->callbacks.Add(fraction, std::move(callback));
 }

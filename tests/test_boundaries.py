@@ -63,6 +63,17 @@ def test_no_file_is_over_500_lines():
         assert len(path.read_text().splitlines()) <= 500, path
 
 
+def test_every_variable_that_is_read_is_known_to_the_options():
+    # What FromEnvironment does not know it refuses, so that a variable of the tests would end a program under test.
+    known = set(re.findall(r'"(GPULEDGER_[A-Z_]+)"', (ROOT / "allocator/options.cc").read_text()))
+    tracked = subprocess.check_output(["git", "ls-files", "*.cc", "*.h", "*.cu", "*.py", "*.sh"], cwd=ROOT, text=True).split()
+    for path in map(pathlib.Path, tracked):
+        text = (ROOT / path).read_text()
+        read = set(re.findall(r'\b(?!setenv|unsetenv)\w+[(\[]"(GPULEDGER_[A-Z_]+)"', text)) if path.suffix != ".sh" else set(
+            re.findall(r"\$\{?(GPULEDGER_[A-Z_]+)", text))
+        assert read <= known, f"{path} reads {read - known}, which allocator/options.cc does not know"
+
+
 def test_every_folder_with_sources_has_a_readme():
     for folder in ("allocator", "allocator/cuda", "allocator/torch", "allocator/resource", "quant", "tracing", "tracing/cli", "tracing/python", "examples", "tests", "tests/fake_cuda", "tests/torch_cuda", "bench"):
         assert (ROOT / folder / "README.md").exists(), folder

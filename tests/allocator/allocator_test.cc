@@ -11,16 +11,16 @@
 #include <random>
 #include <thread>
 
-#include "gpuledger/fake_upstream.h"
 #include "gpuledger/host_upstream.h"
+#include "small_fake.h"
 
 namespace gpuledger {
 namespace {
 
 using ::testing::HasSubstr;
-
-const DeviceId kDevice{0};
-Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+using testing::kDevice;
+using testing::S;
+using testing::SmallFake;
 
 template <class T>
 class AllocatorContract : public ::testing::Test {
@@ -146,14 +146,8 @@ TYPED_TEST(AllocatorContract, RefusesAStreamOfAnotherDevice) {
 
 class LadderTest : public ::testing::Test {
  protected:
-  static FakeOptions Options() {
-    FakeOptions options;
-    options.total = 8_MiB;
-    options.hold_fences = true;
-    return options;
-  }
   ~LadderTest() override { EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants(); }
-  FakeUpstream upstream{Options()};
+  FakeUpstream upstream{SmallFake(8_MiB)};
   CachingAllocator allocator{upstream, AllocatorOptions{}};
 };
 

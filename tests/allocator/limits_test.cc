@@ -8,26 +8,20 @@
 
 #include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
-#include "gpuledger/fake_upstream.h"
+#include "small_fake.h"
 
 namespace gpuledger {
 namespace {
 
 using ::testing::HasSubstr;
-
-const DeviceId kDevice{0};
-Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+using testing::kDevice;
+using testing::S;
+using testing::SmallFake;
 
 class LimitsTest : public ::testing::Test {
  protected:
-  static FakeOptions Options() {
-    FakeOptions options;
-    options.total = 16_MiB;
-    options.hold_fences = true;
-    return options;
-  }
   ~LimitsTest() override { EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants(); }
-  FakeUpstream upstream{Options()};
+  FakeUpstream upstream{SmallFake(16_MiB)};
   CachingAllocator allocator{upstream, AllocatorOptions{}};
 };
 

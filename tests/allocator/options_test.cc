@@ -28,16 +28,28 @@ TEST(ParseBytesTest, NamesWhatItCannotRead) {
 class OptionsTest : public ::testing::Test {
  protected:
   ~OptionsTest() override {
-    for (const char* name : {"GPULEDGER_CAP", "GPULEDGER_ON_MISUSE", "GPULEDGER_KAP"}) unsetenv(name);
+    for (const char* name : {"GPULEDGER_CAP", "GPULEDGER_ON_MISUSE", "GPULEDGER_KAP", "GPULEDGER_RELEASE_AFTER",
+                             "GPULEDGER_REPORT_OWNERS", "GPULEDGER_TEST_SEED"}) {
+      unsetenv(name);
+    }
   }
 };
 
 TEST_F(OptionsTest, ReadsTheEnvironment) {
   setenv("GPULEDGER_CAP", "6MiB", 1);
   setenv("GPULEDGER_ON_MISUSE", "warn", 1);
+  setenv("GPULEDGER_RELEASE_AFTER", "90", 1);
+  setenv("GPULEDGER_REPORT_OWNERS", "3", 1);
   const absl::StatusOr<AllocatorOptions> options = AllocatorOptions::FromEnvironment();
   EXPECT_EQ(options->cap, 6_MiB);
   EXPECT_EQ(options->on_misuse, OnMisuse::kWarn);
+  EXPECT_EQ(options->release_after, std::chrono::seconds(90));
+  EXPECT_EQ(options->report_owners, 3u);
+}
+
+TEST_F(OptionsTest, LetsTheVariablesOfTheTestsPass) {
+  setenv("GPULEDGER_TEST_SEED", "1", 1);
+  EXPECT_TRUE(AllocatorOptions::FromEnvironment().ok());
 }
 
 TEST_F(OptionsTest, ReportsAnUnknownNameAndListsTheKnownOnes) {
@@ -50,7 +62,8 @@ TEST_F(OptionsTest, ReportsAnUnknownNameAndListsTheKnownOnes) {
 TEST_F(OptionsTest, ReportsABadValueWithWhatItTakes) {
   setenv("GPULEDGER_ON_MISUSE", "explode", 1);
   EXPECT_EQ(std::string(AllocatorOptions::FromEnvironment().status().message()),
-            "GPULEDGER_ON_MISUSE: 'explode' is neither abort nor warn; it takes abort or warn: what a double free or a foreign pointer does");
+            "GPULEDGER_ON_MISUSE: 'explode' is neither abort nor warn; it takes abort or warn: what a double free or a foreign "
+            "pointer does");
 }
 
 }  // namespace

@@ -4,22 +4,17 @@
 #include <gtest/gtest.h>
 
 #include "gpuledger/allocator.h"
-#include "gpuledger/fake_upstream.h"
+#include "small_fake.h"
 
 namespace gpuledger {
 namespace {
 
-const DeviceId kDevice{0};
-Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+using testing::kDevice;
+using testing::S;
+using testing::SmallFake;
 
 class PlacementTest : public ::testing::Test {
  protected:
-  static FakeOptions Options() {
-    FakeOptions options;
-    options.total = 64_MiB;
-    options.hold_fences = true;
-    return options;
-  }
   ~PlacementTest() override { EXPECT_TRUE(placement.Check().ok()) << placement.Check(); }
 
   absl::StatusOr<Block*> Grow(Pool& pool, Bytes size, Bytes cap = Bytes::Max()) {
@@ -34,7 +29,7 @@ class PlacementTest : public ::testing::Test {
     block->pool->Put(block, upstream.now().value());
   }
 
-  FakeUpstream upstream{Options()};
+  FakeUpstream upstream{SmallFake(64_MiB)};
   Ledger ledger{kDevice, upstream, nullptr};
   AddressMap blocks;
   Placement placement{upstream, ledger, blocks};

@@ -5,31 +5,25 @@
 #include <thread>
 
 #include "gpuledger/allocator.h"
-#include "gpuledger/fake_upstream.h"
+#include "small_fake.h"
 
 namespace gpuledger {
 namespace {
 
 using ::testing::HasSubstr;
-
-const DeviceId kDevice{0};
-Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+using testing::kDevice;
+using testing::S;
+using testing::SmallFake;
 
 class StreamOrderTest : public ::testing::Test {
  protected:
-  static FakeOptions Options() {
-    FakeOptions options;
-    options.total = 64_MiB;
-    options.hold_fences = true;
-    return options;
-  }
   ~StreamOrderTest() override { EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants(); }
   DevicePtr Allocate(Bytes size, Stream stream, PoolId pool = kSharedPool) {
     absl::StatusOr<DevicePtr> block = allocator.AllocateRaw(size, stream, kNoSite, pool);
     EXPECT_TRUE(block.ok()) << block.status();
     return block.ok() ? *block : DevicePtr::Null(kDevice);
   }
-  FakeUpstream upstream{Options()};
+  FakeUpstream upstream{SmallFake(64_MiB)};
   CachingAllocator allocator{upstream, AllocatorOptions{}};
 };
 

@@ -14,12 +14,13 @@
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 #include "gpuledger/host_upstream.h"
+#include "small_fake.h"
 
 namespace gpuledger {
 namespace {
 
-const DeviceId kDevice{0};
-Stream S(uintptr_t n) { return Stream(kDevice, reinterpret_cast<CUstream_st*>(n * 16)); }
+using testing::kDevice;
+using testing::S;
 
 class ThreadCacheTest : public ::testing::Test {
  protected:

@@ -2,6 +2,9 @@
 // and looked at, for each kStride-th block, when it is freed. A block that was used elsewhere is filled once more by a
 // side stream after its own: were it reused too early, that would run over what its next holder had written.
 #include <array>
+#include <memory>
+#include <span>
+#include <utility>
 #include <vector>
 
 #include <fmt/format.h>

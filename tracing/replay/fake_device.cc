@@ -1,5 +1,6 @@
 // No memory: a clock that follows the trace, and fences of side streams that pass when the trace says so.
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <unordered_map>
 #include <vector>

@@ -1,7 +1,5 @@
 // Memory of this computer, with a pattern in each block: its first and last words, and a few between.
-#include <algorithm>
 #include <cstring>
-#include <span>
 
 #include "gpuledger/host_upstream.h"
 #include "pattern.h"

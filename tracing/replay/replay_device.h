@@ -51,8 +51,7 @@ class ReplayDevice {
 std::unique_ptr<ReplayDevice> MakeFakeDevice(const AllocationTrace& trace);
 // kInvalidArgument with both sizes if the trace's peak is more than this computer's memory.
 absl::StatusOr<std::unique_ptr<ReplayDevice>> MakeHostDevice(const AllocationTrace& trace);
-// Device 0. The same for the device's memory; kUnavailable without a
-// driver or a device; the errors of CudaUpstream::Open.
+// Device 0. The same for the device's memory; and the errors of CudaUpstream::Open, such as kUnavailable without a driver.
 absl::StatusOr<std::unique_ptr<ReplayDevice>> MakeCudaDevice(const AllocationTrace& trace);
 
 // kInvalidArgument, with both sizes.

@@ -1,21 +1,21 @@
 // gpuledger/allocator.h - the caching allocator: blocks out of an upstream's memory, every byte with an owner.
 //
-// Each stream has two pools, for small and for large requests: reserved addresses, which handles of physical memory are mapped into as they grow. They are cut
-// into blocks: in use, pending or cached. A freed block is reused at once on its own stream; if
-// other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
+// Each stream has two pools, for small and for large requests: reserved addresses, which handles of physical memory are
+// mapped into as they grow. They are cut into blocks: in use, pending or cached. A freed block is reused at once on its own
+// stream; if other streams used it (RecordStream), after the fences recorded at its free have passed. At every instant
 //
 //   reserved = in_use + pending + cached          reserved <= cap          in_use = ledger().usage().in_use
 //
-// Owner, role and site are read from the calling thread (owner.h) before any lock is taken. Small blocks (up to 64 KiB) come
-// out of a cache of the thread's own: a hit takes no lock that another thread holds, makes no upstream call and allocates
-// no host memory. On a miss the ladder is: passed fences, idle threads' caches, growth or donors (cached handles of any
+// Owner and role are read from the calling thread (owner.h) before any lock is taken. Small blocks (up to 64 KiB) come out
+// of a cache of the thread's own: a hit takes the thread's own lock alone, makes no upstream call and allocates no host
+// memory. On a miss the ladder is: passed fences, idle threads' caches, growth or donors (cached handles of any
 // pool, moved), what is left in caches and released pools, callbacks, pending work waited for, once more, and then an
 // out-of-memory report (kResourceExhausted) that names the top owners, what is cached, pending, stranded, and what would
 // have helped.
 //
 // Streams. A stream is known by its handle. One that is destroyed while the allocator lives is retired first
-// (RetireStream; or see AllocatorOptions::streams_may_vanish), because its handle may come back as another stream's. Each thread's per-thread default stream (handle 2)
-// is a stream of its own; memory of it goes to other streams only after the device was synchronised. While a stream is
+// (RetireStream; or see AllocatorOptions::streams_may_vanish), because its handle may come back as another stream's. Each
+// thread's per-thread default stream (handle 2) is a stream of its own; memory of it goes to other streams only after the device was synchronised. While a stream is
 // captured into a graph, allocate from a private pool.
 //
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
@@ -46,11 +46,12 @@ struct GPULEDGER_EXPORT AllocatorOptions {
   Bytes cap = Bytes::Max();                // reserved never grows beyond it
   OnMisuse on_misuse = OnMisuse::kAbort;
   uint64_t report_owners = 10;             // owners named in an out-of-memory report
-  // Streams may be destroyed without RetireStream. Then no call is made on a stream but those of the calls under way, and memory
-  // of one stream goes to another only at the cap, and after the device was synchronised. A handle that comes back as
-  // another stream's finds the old one's cached memory: whoever destroys a stream has waited for its work.
+  // Streams may be destroyed without RetireStream. Then no call is made on a stream but those of the calls under way, and
+  // memory of one stream goes to another only at the cap, and after the device was synchronised. A handle that comes back
+  // as another stream's finds the old one's cached memory: whoever destroys a stream has waited for its work.
   bool streams_may_vanish = false;
-  std::chrono::nanoseconds release_after{};  // memory unused for so long is given back at the next growth; 0: never
+  // Cached memory unused for so long is given back at the next growth; 0: never. Not where the upstream cannot map.
+  std::chrono::nanoseconds release_after{};
 
   // Defaults overridden by GPULEDGER_CAP=2GiB, GPULEDGER_ON_MISUSE=warn, ... An unknown GPULEDGER_ name or a bad value is
   // kInvalidArgument; the message lists what is known.
@@ -65,7 +66,7 @@ inline constexpr PoolId kSharedPool{0};
 
 struct Totals {
   Bytes reserved, in_use, pending, cached, cap, peak_reserved;
-  uint64_t upstream_calls = 0;  // handles created and released, mapped and unmapped
+  uint64_t upstream_calls = 0;  // handles created, released, mapped and unmapped; ranges that come with their memory
 };
 
 enum class BlockState : uint8_t { kInUse, kPending, kCached, kUnmapped };
@@ -119,16 +120,18 @@ class GPULEDGER_EXPORT CachingAllocator {
 
   // `size` bytes, usable by work of `stream` ordered after this call; 512 B aligned; content undefined. Zero bytes is the
   // null buffer. Errors: kResourceExhausted with the report, kInvalidArgument for a stream of another device or a size
-  // over 2^62. A failed request changes no block in use or pending; cached memory may have been given back.
-  // Synchronises the device: only on the rungs below growth (pending work is waited for), and where the upstream cannot alias.
-  // kNotFound for a private pool that was released, kFailedPrecondition in a forked child of a CUDA process.
+  // over 2^62, kNotFound for a private pool that was released, kFailedPrecondition in a forked child of a CUDA process, and
+  // what the driver failed with. A failed request changes no block in use or pending; cached memory may have been given back.
+  // Synchronises the device: only on the rungs below growth (pending work is waited for), where the upstream cannot alias,
+  // and with AllocatorOptions::release_after.
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
   [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
 
-  // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done.
+  // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done. Waits for
+  // nothing. kNotFound if no block in use starts there, kInvalidArgument for a stream of another device.
   absl::Status RecordStream(DevicePtr block, Stream stream);
   // Re-tags a block in use (Ledger::Transfer). kNotFound if no block in use starts there.
   absl::Status Transfer(DevicePtr block, Payer to);
@@ -149,7 +152,8 @@ class GPULEDGER_EXPORT CachingAllocator {
   Bytes ReleaseIdle(std::chrono::nanoseconds age);
 
   // To be called before `stream` is destroyed: waits for its work. Its blocks in use stay good and are freed as ever; a
-  // stream that gets the same handle later is another stream. Fine for a stream that was never seen.
+  // stream that gets the same handle later is another stream. Fine for a stream that was never seen. Errors, and nothing
+  // retired: kInvalidArgument for a stream of another device; the upstream's, such as that it is being captured.
   absl::Status RetireStream(Stream stream);
 
   // Private pools, for graphs: their memory goes to no other pool, and they grow with new memory alone, so that no call is
@@ -160,7 +164,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   absl::Status ReleasePool(PoolId pool);
 
   // Called on the requesting thread, no lock held, when the rungs before have failed; in the order of registration until the
-  // request fits. `needed` is what is asked for. Returns whether it freed something. It may use the allocator.
+  // request fits. `needed` is what is asked for, rounded. Returns whether it freed something. It may use the allocator.
   using OutOfMemoryCallback = std::function<bool(Bytes needed)>;
   // Called after growth, on the thread that caused it, no lock held, each time reserved has come to `fraction` of the cap
   // from below (or of the device's memory, without a cap).
@@ -171,7 +175,8 @@ class GPULEDGER_EXPORT CachingAllocator {
   // A call that is under way on another thread may still end after this. Unknown ids are fine.
   void RemoveCallback(CallbackId id);
 
-  // Cached memory above a lowered cap is given back at once; blocks in use stay, and nothing grows until they are gone.
+  // Cached memory above a lowered cap is given back at once, which synchronises the device; blocks in use stay, and nothing
+  // grows until they are gone.
   void set_cap(Bytes cap);
   [[nodiscard]] Totals totals() const;
   [[nodiscard]] std::vector<SegmentInfo> segments() const;

@@ -3,8 +3,8 @@
  * Every function but the readers of text returns a gpuledger_status; on any but GPULEDGER_OK, gpuledger_last_error() of
  * the same thread says what happened, in a sentence. Nothing throws. Thread-safe, but for destroying an allocator that
  * others still use. Sizes are bytes. A NULL out-parameter or handle is GPULEDGER_INVALID_ARGUMENT, unless NULL is given
- * a meaning below. No call but gpuledger_settle, gpuledger_release_cached, gpuledger_destroy and a
- * gpuledger_allocate that runs out of memory synchronises the device. */
+ * a meaning below. No call but gpuledger_settle, gpuledger_release_cached, gpuledger_destroy and a gpuledger_allocate
+ * that is short of memory (or gives some back: GPULEDGER_RELEASE_AFTER) synchronises the device. */
 #ifndef GPULEDGER_GPULEDGER_H_
 #define GPULEDGER_GPULEDGER_H_
 

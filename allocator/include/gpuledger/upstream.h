@@ -3,8 +3,8 @@
 // An upstream deals in the three things that virtual memory management deals in: *ranges* of reserved addresses,
 // *handles* of physical memory, and the mapping of one into the other; and in *fences*, points in a stream's work after
 // which memory may be reused. Implementations: FakeUpstream (no memory; clock, costs, faults, fences that pass when
-// told), HostAnonymousUpstream and HostMemfdUpstream (host_upstream.h), CudaUpstream (cuda_upstream.h). One contract suite runs over all
-// (tests/allocator/upstream_contract_test.cc), and every sentence of this header is one of its tests.
+// told), HostAnonymousUpstream and HostMemfdUpstream (host_upstream.h), CudaUpstream (cuda_upstream.h). One contract suite
+// runs over all (tests/allocator/upstream_contract.h), and every sentence of this header is one of its tests.
 //
 // Thread-safe: every method may be called from any thread. Errors: kResourceExhausted when memory or addresses run
 // out, kInvalidArgument for a size or offset that is not a multiple of granularity(), kInternal for a driver's failure
@@ -61,7 +61,8 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   [[nodiscard]] virtual Bytes granularity() const = 0;
   [[nodiscard]] virtual MemoryInfo memory_info() const = 0;
 
-  // Addresses, which cost no memory (but see Capabilities::mapping). The base is a multiple of granularity(), never null, and overlaps no other live range.
+  // Addresses, which cost no memory (but see Capabilities::mapping). The base is a multiple of granularity(), never null,
+  // and overlaps no other live range.
   virtual absl::StatusOr<Range> Reserve(Bytes size) = 0;
   virtual absl::Status Unreserve(Range range) = 0;
 
