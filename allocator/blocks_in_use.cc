@@ -85,7 +85,8 @@ void CachingAllocator::Impl::MarkOutliving(const StreamPools& pools, bool fenced
   for (Block* b : taken) {
     const Busy block(StepOut(b, FrontState::kBusy) ? b : nullptr);
     if (!block) continue;  // in a cache, or freed by now
-    if (fenced) pending.NoteUse(b, StreamKey::Of(*b->front.charge));
+    const StreamKey own = StreamKey::Of(*b->front.charge);
+    if (fenced) pending.NoteUse(b, streams_may_vanish ? own.OutOfReach() : own);
     b->front.uses.fetch_or(kOutlives | (fenced ? kUsedElsewhere : 0), std::memory_order_relaxed);
   }
 }

@@ -32,15 +32,21 @@ void PendingBlocks::Add(Block* block) {
 }
 
 void PendingBlocks::TryFences() {
-  std::erase_if(unfenced_, [this](const Unfenced& wanted) GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
-    if (!wanted.stream.reachable()) return false;
-    const absl::StatusOr<FenceId> fence = upstream_.RecordFence(wanted.stream.stream);
-    if (!fence.ok()) return false;
-    auto queue = std::find_if(queues_.begin(), queues_.end(), [&](const auto& q) { return q.first == wanted.stream; });
-    if (queue == queues_.end()) queue = queues_.insert(queues_.end(), {wanted.stream, {}});
-    queue->second.push_back({*fence, wanted.block});
-    return true;
-  });
+  std::vector<Unfenced> left;
+  for (Unfenced& wanted : unfenced_) {
+    if (wanted.stream.reachable()) {
+      const absl::StatusOr<FenceId> fence = upstream_.RecordFence(wanted.stream.stream);
+      if (fence.ok()) {
+        auto queue = std::find_if(queues_.begin(), queues_.end(), [&](const auto& q) { return q.first == wanted.stream; });
+        if (queue == queues_.end()) queue = queues_.insert(queues_.end(), {wanted.stream, {}});
+        queue->second.push_back({*fence, wanted.block});
+        continue;
+      }
+      if (streams_may_vanish_) wanted.stream = wanted.stream.OutOfReach();  // there may be no stream the next time
+    }
+    left.push_back(wanted);
+  }
+  unfenced_ = std::move(left);
 }
 
 void PendingBlocks::PassOne(Block* block, std::vector<Block*>& passed) {

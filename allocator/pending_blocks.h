@@ -24,7 +24,8 @@ namespace gpuledger {
 
 class PendingBlocks {
  public:
-  // `streams_may_vanish`: nothing is asked of a stream but by the call that names it.
+  // `streams_may_vanish`: nothing is asked of a stream but by the call that names it; a fence that could not be recorded
+  // then is not tried again.
   PendingBlocks(Upstream& upstream, bool streams_may_vanish) : upstream_(upstream), streams_may_vanish_(streams_may_vanish) {}
   ~PendingBlocks();
   PendingBlocks(const PendingBlocks&) = delete;

@@ -17,6 +17,8 @@ struct StreamKey {
   }
   // The stream that a block was allocated on.
   static StreamKey Of(const Charge::Entry& charge) { return {charge.stream, charge.stream.per_thread() ? charge.thread : ThreadId(0)}; }
+  // The same, where no thread may call it any more: it may be gone.
+  [[nodiscard]] StreamKey OutOfReach() const { return {stream, ThreadId(UINT32_MAX)}; }
   // Whether the calling thread may record a fence on it.
   [[nodiscard]] bool reachable() const { return thread == ThreadId(0) || thread == ThisThread(); }
   friend bool operator==(const StreamKey& a, const StreamKey& b) { return a.stream == b.stream && a.thread == b.thread; }

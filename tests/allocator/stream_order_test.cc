@@ -206,6 +206,23 @@ TEST_F(StreamOrderTest, ABlockThatOutlivesItsPrivatePoolAndItsStreamIsFreedAsEve
   EXPECT_EQ(upstream.calls(UpstreamCall::kRecordFence), fences);  // none on a stream that is gone
 }
 
+TEST_F(StreamOrderTest, AStreamThatMayHaveVanishedIsNotAskedForItsWorkLater) {
+  CachingAllocator vanishing(upstream, AllocatorOptions{.streams_may_vanish = true});
+  const PoolId graph = vanishing.CreatePool();
+  const DevicePtr outlives = *vanishing.AllocateRaw(1_KiB, S(1), kNoSite, graph), used = *vanishing.AllocateRaw(1_KiB, S(2));
+  ASSERT_TRUE(vanishing.ReleasePool(graph).ok());
+  ASSERT_TRUE(vanishing.RecordStream(used, S(3)).ok());
+  upstream.FailNext(UpstreamCall::kRecordFence, absl::FailedPreconditionError("S(3) is being captured"));
+  vanishing.Free(used);  // names S(3), as RecordStream did
+  const uint64_t fences = upstream.calls(UpstreamCall::kRecordFence);
+  vanishing.Free(outlives);
+  EXPECT_EQ(vanishing.CompletePending(), 0u);
+  EXPECT_EQ(vanishing.totals().pending, 2_KiB);
+  ASSERT_TRUE(vanishing.Settle().ok());
+  EXPECT_EQ(upstream.calls(UpstreamCall::kRecordFence), fences);
+  EXPECT_EQ(vanishing.totals().pending, 0_B);
+}
+
 TEST(WholeRangesTest, NothingOfAPrivatePoolIsGivenBackWhileItLives) {
   FakeOptions options;
   options.total = 64_MiB;
