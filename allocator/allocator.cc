@@ -42,6 +42,7 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
   }
   Block* block = nullptr;
   bool crossed = false;  // a soft cap of the owner
+  bool grown = false;
   Block* left_over = nullptr;
   // 1. This very size, out of the thread's own cache.
   if (size_class.charged() <= StreamCache::kLargest && place.cache != nullptr) {
@@ -64,9 +65,13 @@ absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream strea
       absl::StatusOr<Block*> climbed = a.AllocateSlow(place, size_class, request);
       if (!climbed.ok()) return climbed.status();
       block = *climbed;
+      grown = true;
     }
-    SpinHold hold(shard.mutex);
-    crossed = a.HandOut(shard, block, request);
+    {
+      SpinHold hold(shard.mutex);
+      crossed = a.HandOut(shard, block, request);
+    }
+    if (grown) [[unlikely]] a.TellOfReserved();  // the block is charged by now: whoever is told finds all equations true
   }
   if (crossed) [[unlikely]] a.ledger.Tell(shard);
   return request.address;

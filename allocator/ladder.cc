@@ -32,10 +32,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::AllocateSlow(const Place& place, 
   // trimming); after each callback that freed something; after pending work.
   const bool found = climb(false) || climb(true) ||
                      callbacks.FreeSome(size_class.charged(), [&] { return climb(true); }) || climb_after_waiting();
-  if (found) {
-    TellOfReserved();
-    return block;
-  }
+  if (found) return block;
   MutexLock lock(growth);
   return OutOfMemory(place, size_class, request, Text(block.status()));
 }

@@ -122,6 +122,17 @@ TEST_F(LimitsTest, WhoIsToldOfASoftCapMayFreeTheBlockThatCrossedIt) {
   EXPECT_EQ(allocator.totals().in_use, 0_B);
 }
 
+TEST_F(LimitsTest, WhoIsToldNearTheCapFindsTheBlockThatItIsToldOf) {
+  int told = 0;
+  allocator.OnNearCap(0.5, [&](const Totals& totals) {
+    ++told;
+    EXPECT_EQ(totals.in_use, 10_MiB);
+    EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants();
+  });
+  EXPECT_TRUE(allocator.Allocate(10_MiB, S(1)).ok());
+  EXPECT_EQ(told, 1);
+}
+
 TEST_F(LimitsTest, NearTheCapItTellsAgainAfterIdleMemoryWentBack) {
   allocator.set_cap(10_MiB);
   int told = 0;
