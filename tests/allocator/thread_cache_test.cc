@@ -197,7 +197,7 @@ TEST(ThreadCacheForkTest, AForkedChildFindsNoBlockBetweenTwoHands) {
   CachingAllocator allocator(upstream, AllocatorOptions{});
   for (const bool elsewhere : {false, true}) {
     Churn churn(allocator, elsewhere);
-    for (int i = 0; i < 60; ++i) {
+    for (int i = 0; i < 30; ++i) {
       const pid_t child = fork();
       if (child == 0) {
         const absl::Status status = allocator.CheckInvariants();
@@ -216,7 +216,7 @@ TEST(ThreadCacheForkTest, AForkedChildFindsNoBlockBetweenTwoHands) {
 
 TEST_F(ThreadCacheTest, WhatIsFoundWhileOthersAllocateIsWhatWasAskedFor) {
   Churn churn(allocator);
-  for (int i = 0; i < 20'000; ++i) {
+  for (int i = 0; i < 5000; ++i) {
     const DevicePtr asked = churn.some();
     if (asked.is_null()) continue;
     if (const absl::StatusOr<LiveAllocation> found = allocator.Find(asked); found.ok()) {
@@ -234,7 +234,7 @@ TEST_F(ThreadCacheTest, WhatIsFoundWhileOthersAllocateIsWhatWasAskedFor) {
 TEST_F(ThreadCacheTest, TheStatisticsPageIsOfOneInstant) {
   Churn churn(allocator);
   allocator.ledger().set_soft_cap(InternOwner("churn"), 0_B, nullptr);
-  for (int i = 0; i < 2000; ++i) {
+  for (int i = 0; i < 300; ++i) {
     // "reserved = in use + ..." and "in use = requested + rounding", each with its figures on the line below.
     const std::string page = allocator.Report();
     const size_t figures = page.find(" = ", page.find("cached\n")), second = page.find("rounding\n    ") + 13;
