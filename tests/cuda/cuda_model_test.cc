@@ -14,6 +14,7 @@ class TranslatedStreams final : public testing::ForwardingUpstream {
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override {
     return inner.MakeStreamWait(Translated(stream), fence);
   }
+  bool Capturing(Stream stream) const override { return inner.Capturing(Translated(stream)); }
 
  private:
   Stream Translated(Stream stream) const {
