@@ -46,8 +46,8 @@ class Generator {
     if (dice < 1460) return {.what = Do::kSettle};
     if (dice < 1466) return {.what = Do::kRelease};
     if (dice < 1472) return {.what = Do::kReleaseIdle, .value = random.below(2) == 0 ? random.below(1 << 20) : random.below(1 << 26)};
-    if (dice < 1474) {
-      low_cap_left_ = 1 + random.below(400);
+    if (dice < 1476) {
+      low_cap_left_ = 1 + random.below(100);
       return {.what = Do::kCap, .value = scene_.memory / 64 * (1 + random.below(70))};
     }
     if (dice < 1500) return {.what = Do::kSoftCap, .payer = static_cast<uint8_t>(random.below(kOwners)), .value = random.below(scene_.memory / 4)};
@@ -58,8 +58,8 @@ class Generator {
     if (dice < 1540) return {.what = Do::kOffMemory};
     if (dice < 1560) return {.what = Do::kResetPeak};
     if (dice < 1900 && !at_once_ && scene_.workers > 1) return {.what = Do::kSwitch, .value = random.below(scene_.workers)};
-    if (dice < 1910) return {.what = Do::kExit};
-    if (dice < 1990 && with_faults_) {
+    if (dice >= 1900 && dice < 1910) return {.what = Do::kExit};
+    if (dice >= 1910 && dice < 1990 && with_faults_) {
       return {.what = Do::kFail, .call = static_cast<uint8_t>(random.below(kUpstreamCallCount)), .value = 1 + random.below(8)};
     }
     return {.what = Do::kComplete};
@@ -71,7 +71,7 @@ class Generator {
     if (random.below(4) == 0) wanted_ = 1 + random.below(32);
     // Seldom more than there is: a request that fails takes a thousand times as long as one that does not.
     const bool too_much = random.below(16) == 0;
-    if (too_much) mood_left_ = 500;
+    if (too_much) mood_left_ = 200;
     wanted_bytes_ = scene_.memory / (at_once_ ? scene_.workers : 1) / 16 * (too_much ? 18 : 1 + random.below(11));
     largest_ = random.below(6) == 0 ? 16 + random.below(7) : 9 + random.below(7);  // up to 4 MiB, and mostly what caches serve
     exact_ = random.below(3) == 0 ? 64 : static_cast<uint32_t>(random.below(40));

@@ -38,7 +38,9 @@ World::World(const Scene& its_scene, bool is_at_once)
   upstream->wrong = [this](std::string what) { Wrong(what); };
   upstream->pool_released = [this](uint64_t id) { return Released(id); };
   upstream->lies_on = [this](uint64_t begin, uint64_t size, StreamNumber after) {
-    return claims.AnyClaimed(begin, size) && !(ForgetDone(begin, size, after) && !claims.AnyClaimed(begin, size));
+    if (!claims.AnyClaimed(begin, size)) return false;
+    ForgetDone(begin, size, after);
+    return claims.AnyClaimed(begin, size);
   };
   upstream->may_drop_early = [this] { return faulty.load(); };
   upstream->limit = scene.cap;
@@ -207,6 +209,7 @@ void World::Finish(const std::vector<Lane*>& lanes) {
   }
   for (const auto& [begin, block] : pending) claims.Unclaim(begin, block.size);
   pending.clear();
+  for (const auto& pool : private_pools) released_pools.insert(pool);  // they end with the allocator
   allocator.reset();
   if (!upstream->Empty()) Wrong("the allocator left memory, addresses or fences behind");
 }

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include "scale_model_lane.h"
 #include "scale_model_run.h"
 
 namespace gpuledger::scale {
@@ -27,7 +28,7 @@ void Replay(const Scene& scene, std::initializer_list<Operation> operations) {
 Scene SomeScene(Random& random, On on, uint32_t workers) {
   Scene scene{.on = on, .workers = workers};
   const bool host = on == On::kHostAnonymous || on == On::kHostMemfd;
-  scene.memory = uint64_t{32} << 20 << random.below(host ? 2 : 4);
+  scene.memory = random.below(16) == 0 ? uint64_t{40} << 20 : uint64_t{128} << 20 << random.below(host ? 1 : 3);
   scene.slots = 64u << random.below(host ? 4 : 6);
   scene.hold = random.below(4) != 0;
   scene.per_thread = random.below(2) == 0;
@@ -102,6 +103,45 @@ TEST(ScaleModel, OneThreadAgreesWithinBounds) { AtOnce(On::kFake, 1, 500'000); }
 TEST(ScaleModel, TwoThreadsAtOnceAgreeWithinBounds) { AtOnce(On::kFake, 2, 1'000'000); }
 TEST(ScaleModel, FourThreadsAtOnceAgreeWithinBounds) { AtOnce(On::kFake, 4, 1'000'000); }
 TEST(ScaleModel, NoWordChangesWhileFourThreadsRunAtOnce) { AtOnce(On::kHostMemfd, 4, 500'000); }
+
+// What the model has found, in short.
+
+TEST(ScaleModelFound, APrivatePoolOfADeadThreadsStreamIsStillPrivate) {
+  Replay({.slots = 64}, {
+    {.what = Do::kCreatePool},
+    {.what = Do::kAllocate, .stream = kPerThread, .pool = 1, .slot = 1, .value = 512},
+    {.what = Do::kFree, .slot = 1},
+    {.what = Do::kExit},
+    {.what = Do::kRelease},
+  });
+}
+
+TEST(ScaleModelFound, AnAllocatorMayEndBeforeItsPrivatePools) {
+  Replay({.slots = 64}, {
+    {.what = Do::kCreatePool},
+    {.what = Do::kAllocate, .pool = 1, .slot = 1, .value = 512},
+  });
+}
+
+TEST(ScaleModelFound, AStreamThatGotTheHandleOfARetiredOneIsAnotherStream) {
+  Replay({.slots = 64}, {
+    {.what = Do::kAllocate, .stream = 4, .slot = 1, .value = 512},
+    {.what = Do::kRetire, .stream = 4},
+    {.what = Do::kUseOn, .stream = 4, .slot = 1},
+    {.what = Do::kFree, .slot = 1},
+    {.what = Do::kAllocate, .stream = 1, .slot = 2, .value = 512},
+    {.what = Do::kRelease},
+  });
+}
+
+TEST(ScaleModelFound, ABlockWhoseUserIsGoneIsStillCountedAsPending) {
+  Replay({.slots = 64}, {
+    {.what = Do::kAllocate, .slot = 1, .value = 512},
+    {.what = Do::kUseOn, .stream = 4, .slot = 1},
+    {.what = Do::kRetire, .stream = 4},
+    {.what = Do::kFree, .slot = 1},
+  });
+}
 
 TEST(ScaleModel, PrintsASequenceThatCompilesAsARegression) {
   const Scene scene{.memory = 33554432u, .slots = 64};

@@ -139,6 +139,7 @@ void StrictUpstream::CheckGoing(uint64_t begin, uint64_t size) {
   if (lies_on(begin, size, kNoStream)) wrong("memory is unmapped under a block in use or pending");
   for (uint64_t at = begin; at < begin + size; at += kUnit) {
     const Leaf* leaf = claims.Find(at);
+    if (leaf != nullptr && leaf->pool > 1 && !pool_released(leaf->pool - 1)) wrong("memory of a private pool is unmapped");
     if (leaf != nullptr && !timeline.Done(leaf->stream, leaf->last)) {
       wrong(fmt::format("memory is unmapped while stream {} has work that was not waited for", leaf->stream.load()));
     }
