@@ -251,13 +251,16 @@ void Pool::NoteMapped(Bytes offset, Handle handle, uint64_t now) {
 
 void Pool::ListFreeHandles(Extent keep, std::vector<FreeHandle>& list) const {
   const auto smallest = static_cast<size_t>(SizeClass::BinOf(granularity_));
-  for (size_t bin = smallest; bin < bins_.size(); ++bin) {
-    bins_[bin].ForEach([&](const Block* block) {
-      for (auto h = handles_.lower_bound(block->offset); h != handles_.end() && h->first + h->second.size <= block->end(); ++h) {
-        if (h->first < keep.end() && h->first + h->second.size > keep.offset) continue;
-        list.push_back({const_cast<Pool*>(this), h->first, h->second, block->freed_at});
-      }
-    });
+  const auto add = [&](const Block* block) {
+    for (auto h = handles_.lower_bound(block->offset); h != handles_.end() && h->first + h->second.size <= block->end(); ++h) {
+      if (h->first < keep.end() && h->first + h->second.size > keep.offset) continue;
+      list.push_back({const_cast<Pool*>(this), h->first, h->second, block->freed_at});
+    }
+  };
+  for (size_t word = smallest / 64; word < bitmap_.size(); ++word) {
+    uint64_t bins = bitmap_[word];
+    if (word == smallest / 64) bins &= ~uint64_t{0} << (smallest % 64);
+    for (; bins != 0; bins &= bins - 1) bins_[word * 64 + static_cast<size_t>(std::countr_zero(bins))].ForEach(add);
   }
 }
 

@@ -135,9 +135,9 @@ bool CachingAllocator::Impl::MaySynchronize() const GPULEDGER_NO_THREAD_SAFETY_A
 }
 
 void CachingAllocator::Impl::SynchronizeUnordered() {
-  // A per-thread default stream whose thread is gone can be fenced by nobody any more.
+  // A per-thread default stream whose thread is gone can be fenced by nobody any more. A private pool stays what it is.
   for (const auto& pools : stream_pools) {
-    if (pools->retired || pools->use.key.reachable() || !ThreadIsGone(pools->use.key.thread)) continue;
+    if (pools->retired || pools->use.id != kSharedPool || pools->use.key.reachable() || !ThreadIsGone(pools->use.key.thread)) continue;
     pools->retired = true;
     pools->use.order = WorkOrder::kUnknown;
     RetireCaches(*pools);
@@ -172,6 +172,15 @@ CachingAllocator::~CachingAllocator() {
       Die(fmt::format("the allocator of device {} ends while a block of {} is in use, owner {} [{}]", ledger().device().value(),
                       ToString(left.charged), OwnerName(left.payer.owner), RoleName(left.payer.role)));
     }
+  }
+  while (true) {  // private pools that were not released end with their allocator
+    PoolId left = kSharedPool;
+    {
+      MutexLock lock(impl_->growth);
+      if (impl_->private_pools.empty()) break;
+      left = impl_->private_pools.back();
+    }
+    ReleasePool(left).IgnoreError();
   }
   ReleaseCached();
   MutexLock lock(impl_->growth);
