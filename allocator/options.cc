@@ -56,6 +56,7 @@ constexpr Option kOptions[] = {
 constexpr std::string_view kElsewhere[] = {"GPULEDGER_BINARY", "GPULEDGER_FAKE_CUDA", "GPULEDGER_FUZZ_SECONDS",
                                            "GPULEDGER_GPU_OPERATIONS", "GPULEDGER_GPU_ROUNDS", "GPULEDGER_LIBRARY",
                                            "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_CUDA",
+                                           "GPULEDGER_SCALE_MINIMISE_SECONDS", "GPULEDGER_SCALE_OPERATIONS",
                                            "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH_LIBRARY",
                                            "GPULEDGER_TRACES"};
 
