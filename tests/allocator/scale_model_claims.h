@@ -45,7 +45,7 @@ class Claims {
   }
 
   Leaf& At(uint64_t address) {
-    Place& place = PlaceOf(address / kUnit);
+    Place& place = *PlaceOf(address / kUnit, true);
     Leaf* leaf = place.leaf.load(std::memory_order_acquire);
     if (leaf != nullptr) return *leaf;
     Leaf* const mine = new Leaf;
@@ -53,7 +53,10 @@ class Claims {
     delete mine;
     return *leaf;
   }
-  Leaf* Find(uint64_t address) { return PlaceOf(address / kUnit).leaf.load(std::memory_order_acquire); }
+  Leaf* Find(uint64_t address) {
+    const Place* const place = PlaceOf(address / kUnit, false);
+    return place == nullptr ? nullptr : place->leaf.load(std::memory_order_acquire);
+  }
 
  private:
   static constexpr size_t kPlaces = size_t{1} << 17;
@@ -62,12 +65,13 @@ class Claims {
     std::atomic<Leaf*> leaf = nullptr;
   };
 
-  Place& PlaceOf(uint64_t key) {
+  Place* PlaceOf(uint64_t key, bool make) {
     for (size_t i = (key * 0x9e3779b97f4a7c15u) >> 47, tried = 0; tried < kPlaces; i = (i + 1) % kPlaces, ++tried) {
       uint64_t found = table_[i].key.load(std::memory_order_acquire);
-      if (found == key) return table_[i];
+      if (found == key) return &table_[i];
       if (found != 0) continue;
-      if (table_[i].key.compare_exchange_strong(found, key, std::memory_order_acq_rel) || found == key) return table_[i];
+      if (!make) return nullptr;
+      if (table_[i].key.compare_exchange_strong(found, key, std::memory_order_acq_rel) || found == key) return &table_[i];
     }
     Die("scale model: an episode used more addresses than its table holds: make episodes shorter");
   }

@@ -51,14 +51,14 @@ class Generator {
       return {.what = Do::kCap, .value = scene_.memory / 64 * (1 + random.below(70))};
     }
     if (dice < 1500) return {.what = Do::kSoftCap, .payer = static_cast<uint8_t>(random.below(kOwners)), .value = random.below(scene_.memory / 4)};
-    if (dice < 1510) return {.what = Do::kCreatePool, .pool = static_cast<uint8_t>(random.below(kPrivatePools))};
-    if (dice < 1515) return {.what = Do::kReleasePool, .pool = static_cast<uint8_t>(random.below(kPrivatePools))};
+    if (dice < 1503) return {.what = Do::kCreatePool, .pool = static_cast<uint8_t>(random.below(kPrivatePools))};
+    if (dice < 1505) return {.what = Do::kReleasePool, .pool = static_cast<uint8_t>(random.below(kPrivatePools))};
     if (dice < 1530) return {.what = Do::kRetire, .stream = OwnStream(lane)};
     if (dice < 1534) return {.what = Do::kOnMemory, .value = 1 + random.below(32)};
     if (dice < 1540) return {.what = Do::kOffMemory};
     if (dice < 1560) return {.what = Do::kResetPeak};
     if (dice < 1900 && !at_once_ && scene_.workers > 1) return {.what = Do::kSwitch, .value = random.below(scene_.workers)};
-    if (dice >= 1900 && dice < 1910) return {.what = Do::kExit};
+    if (dice >= 1900 && dice < 1906) return {.what = Do::kExit};
     if (dice >= 1910 && dice < 1990 && with_faults_) {
       return {.what = Do::kFail, .call = static_cast<uint8_t>(random.below(kUpstreamCallCount)), .value = 1 + random.below(8)};
     }

@@ -375,9 +375,13 @@ void Lane::Free(Block block) {
       if (lane->number == block.owner_lane) keep = std::shared_lock(lane->order);
     }
   }
-  NoteWork(block);
-  // What was in use as its private pool was released is freed after its own stream, whoever has the memory then.
-  if (block.pool != 0 && world.Released(block.pool)) block.others.push_back(block.home);
+  std::shared_lock<std::shared_mutex> pool_stays;
+  if (world.at_once && block.pool != 0) pool_stays = std::shared_lock(world.pools_mutex);
+  if (block.pool != 0 && world.Released(block.pool)) {
+    block.others.push_back(block.home);  // it is freed after its own stream, whoever has the memory around it then
+  } else {
+    NoteWork(block);
+  }
   if (block.others.empty()) {
     world.claims.Unclaim(block.address, block.charged);
   } else {

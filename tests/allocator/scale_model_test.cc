@@ -28,7 +28,7 @@ void Replay(const Scene& scene, std::initializer_list<Operation> operations) {
 Scene SomeScene(Random& random, On on, uint32_t workers) {
   Scene scene{.on = on, .workers = workers};
   const bool host = on == On::kHostAnonymous || on == On::kHostMemfd;
-  scene.memory = random.below(16) == 0 ? uint64_t{40} << 20 : uint64_t{128} << 20 << random.below(host ? 1 : 3);
+  scene.memory = random.below(32) == 0 ? uint64_t{40} << 20 : uint64_t{128} << 20 << random.below(host ? 1 : 3);
   scene.slots = 64u << random.below(host ? 4 : 6);
   scene.hold = random.below(4) != 0;
   scene.per_thread = random.below(2) == 0;
