@@ -28,7 +28,8 @@ struct StreamCache {
   static constexpr Bytes kInAll = Bytes(1u << 20);
   static constexpr size_t kSizes = kLargest / SizeClass::kGranule;
 
-  StreamCache(Ledger::Shard& its_shard, StreamPools& its_pools) : shard(its_shard), pools(&its_pools), key(its_pools.use.key), id(its_pools.use.id) {}
+  StreamCache(Ledger::Shard& its_shard, StreamPools& its_pools)
+      : shard(its_shard), pools(&its_pools), key(its_pools.use.key), id(its_pools.use.id) {}
   StreamCache(const StreamCache&) = delete;
   StreamCache& operator=(const StreamCache&) = delete;
 

@@ -15,8 +15,8 @@
 //
 // Streams. A stream is known by its handle. One that is destroyed while the allocator lives is retired first
 // (RetireStream; or see AllocatorOptions::streams_may_vanish), because its handle may come back as another stream's. Each
-// thread's per-thread default stream (handle 2) is a stream of its own; memory of it goes to other streams only after the device was synchronised. While a stream is
-// captured into a graph, allocate from a private pool.
+// thread's per-thread default stream (handle 2) is a stream of its own; memory of it goes to other streams only after the
+// device was synchronised. While a stream is captured into a graph, allocate from a private pool.
 //
 // Thread-safe. Misuse (double free, foreign pointer) is reported with owner and site, and aborts unless
 // on_misuse = kWarn. The allocator outlives its buffers. Fork: a child finds every allocator whole and usable, with
