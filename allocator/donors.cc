@@ -37,10 +37,10 @@ std::vector<FreeHandle> Placement::ListDonors(const Pool& pool, Extent keep, Byt
     if (would_be > cap) break;
     donors.push_back({nullptr, Bytes(), orphan, 0});
   }
-  if (!pool.may_receive_donors) return donors;
+  if (pool.use().kept()) return donors;
   for (const std::unique_ptr<Pool>& other : pools_) {
     const bool mine = other.get() == &pool;
-    const bool asked = mine || ((tried.foreign || &other->use() == &pool.use()) && other->may_donate && other->use().orderly());
+    const bool asked = mine || ((tried.foreign || &other->use() == &pool.use()) && !other->use().kept() && other->use().orderly());
     if (!asked || Holds(tried.barred, *other)) continue;
     other->ListFreeHandles(mine ? keep : Extent{}, donors);
   }
@@ -159,11 +159,7 @@ absl::Status Placement::WaitFor(const StreamUse& use, bool may_synchronise) {
   if (!use.orderly()) {
     return absl::FailedPreconditionError("nobody here can record a fence on the stream of this pool");
   }
-  const absl::StatusOr<FenceId> fence = upstream_.RecordFence(use.key.stream);
-  if (!fence.ok()) return fence.status();
-  const absl::Status waited = upstream_.WaitFence(*fence);
-  upstream_.DropFence(*fence);
-  return waited;
+  return upstream_.WaitStream(use.key.stream);
 }
 
 // ---- giving memory back ------------------------------------------------------------------------------------------------
@@ -190,7 +186,7 @@ void Placement::Trim(Bytes target, uint64_t freed_before, bool may_synchronise) 
 bool Placement::TrimOnce(Bytes target, uint64_t freed_before, bool may_synchronise, std::vector<const StreamUse*>& barred) {
   std::vector<FreeHandle> spare;
   for (const std::unique_ptr<Pool>& pool : pools_) {
-    if (pool->kind() == PoolKind::kWhole || !pool->may_donate || Holds(barred, *pool)) continue;
+    if (pool->kind() == PoolKind::kWhole || pool->use().kept() || Holds(barred, *pool)) continue;
     if (!pool->use().orderly() && !(may_synchronise && pool->use().order == WorkOrder::kStream)) continue;
     PoolLock lock(*pool);
     pool->ListFreeHandles({}, spare);

@@ -178,9 +178,6 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
     }
     *pool = *fresh;
   }
-  for (Pool* pool : {pools->small, pools->large}) {
-    if (pool != nullptr) pool->may_donate = pool->may_receive_donors = id == kSharedPool;
-  }
   pools->retired = false;
   return pools;
 }

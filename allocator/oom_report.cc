@@ -70,7 +70,7 @@ std::string CachingAllocator::Impl::OutOfMemoryReport(const Place& place, const 
       cached += b->size;
     }
     const Bytes whole = mapping || pool->spare() == pool->mapped() ? pool->spare() : Bytes();
-    if (mapping && !pool->may_donate) {
+    if (mapping && pool->use().kept()) {
       in_private_pools += whole;
     }
     stranded += cached - whole;

@@ -74,7 +74,7 @@ absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes l
   absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
   const auto exhausted = [&] { return !block.ok() && absl::IsResourceExhausted(block.status()); };
   if (streams_may_vanish_ && exhausted()) block = GrowOnce(pool, size_class, cap, true);
-  if (!exhausted() || pool.may_receive_donors || shortage_ == Shortage::kAddresses) return block;
+  if (!exhausted() || !pool.use().kept() || shortage_ == Shortage::kAddresses) return block;
   // No handle may move here, but memory may be given back and bought again.
   const Bytes wanted = size_class.charged().RoundUpTo(granularity_) + granularity_;
   Trim(reserved() - std::min(reserved(), wanted));

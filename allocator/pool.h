@@ -93,11 +93,6 @@ class Pool {
   [[nodiscard]] uint32_t number() const { return number_; }  // in the order in which an allocator made its pools
   [[nodiscard]] DevicePtr address(const Block& block) const { return range_.base + block.offset; }
 
-  // Whether cached handles may move from here to other pools, and from others to here: not in a captured graph's private
-  // pool. Read and changed under growth.
-  bool may_donate = true;
-  bool may_receive_donors = true;
-
   // ---- the fast path ----
 
   // The lowest-addressed cached block that fits, of its bin or the next non-empty one, cut to size; null on a miss. It is

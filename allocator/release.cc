@@ -84,11 +84,7 @@ absl::Status CachingAllocator::RetireStream(Stream stream) {
                                                   stream.device().value(), a.device.value()));
   }
   const StreamKey key = StreamKey::Of(stream);
-  const absl::StatusOr<FenceId> fence = a.upstream.RecordFence(key.stream);
-  if (!fence.ok()) return fence.status();
-  const absl::Status waited = a.upstream.WaitFence(*fence);
-  a.upstream.DropFence(*fence);
-  if (!waited.ok()) return waited;
+  if (absl::Status waited = a.upstream.WaitStream(key.stream); !waited.ok()) return waited;
   MutexLock lock(a.growth);
   a.pending.Forget(key);
   a.CompletePending();
@@ -146,11 +142,7 @@ void CachingAllocator::Impl::SynchronizeUnordered() {
   if (std::none_of(stream_pools.begin(), stream_pools.end(), unknown)) return;
   if (!MaySynchronize() || !upstream.Synchronize().ok()) return;
   for (const auto& pools : stream_pools) {
-    if (!unknown(pools)) continue;
-    pools->use.order = WorkOrder::kNone;
-    for (Pool* pool : {pools->small, pools->large}) {
-      if (pool != nullptr) pool->may_donate = pool->may_receive_donors = true;
-    }
+    if (unknown(pools)) pools->use.order = WorkOrder::kNone;
   }
 }
 

@@ -8,6 +8,14 @@
 
 namespace gpuledger {
 
+absl::Status Upstream::WaitStream(Stream stream) {
+  const absl::StatusOr<FenceId> fence = RecordFence(stream);
+  if (!fence.ok()) return fence.status();
+  const absl::Status waited = WaitFence(*fence);
+  DropFence(*fence);
+  return waited;
+}
+
 std::vector<FenceId> Upstream::PassedFences(std::span<const FenceId> fences) {
   std::vector<FenceId> passed;
   for (const FenceId fence : fences) {

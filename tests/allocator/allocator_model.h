@@ -10,9 +10,9 @@
 
 #include <fmt/format.h>
 
-#include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
+#include "gpuledger/forwarding_upstream.h"
 
 namespace gpuledger::model {
 
@@ -56,7 +56,7 @@ struct StreamWork {
 
 // An upstream seen through glass: forwards everything, notes a sentence for whatever a GPU would punish, and fails calls
 // when told to.
-class WatchedUpstream final : public testing::ForwardingUpstream {
+class WatchedUpstream final : public ForwardingUpstream {
  public:
   // `fake` is the inner one if it is a fake: then faults are its own, found after misuse.
   explicit WatchedUpstream(Upstream& its_inner, FakeUpstream* its_fake = nullptr)

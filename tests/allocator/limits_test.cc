@@ -6,8 +6,8 @@
 
 #include <thread>
 
-#include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
+#include "gpuledger/forwarding_upstream.h"
 #include "small_fake.h"
 
 namespace gpuledger {
@@ -233,7 +233,7 @@ TEST_F(LimitsTest, AnAllocatorEndsThoughWorkOnItsBlocksCannotBeWaitedFor) {
 
 TEST_F(LimitsTest, WhoeverIsWaitedForMayFreeMeanwhile) {
   // The fence passes once another thread has freed a block that a third stream uses: that free waits for nobody.
-  class Gate final : public testing::ForwardingUpstream {
+  class Gate final : public ForwardingUpstream {
    public:
     using ForwardingUpstream::ForwardingUpstream;
     absl::Status WaitFence(FenceId fence) override {
@@ -265,7 +265,7 @@ TEST_F(LimitsTest, AThreadThatKeepsBlocksBackDoesNotMakeAnothersRequestFail) {
 // ---- forks -------------------------------------------------------------------------------------------------------------
 
 TEST_F(LimitsTest, AForkedChildOfADeviceThatDoesNotSurviveForksIsRefusedWithASentence) {
-  class Cuda final : public testing::ForwardingUpstream {
+  class Cuda final : public ForwardingUpstream {
    public:
     using ForwardingUpstream::ForwardingUpstream;
     Capabilities capabilities() const override {

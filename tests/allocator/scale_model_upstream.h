@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "forwarding_upstream.h"
 #include "gpuledger/fake_upstream.h"
+#include "gpuledger/forwarding_upstream.h"
 #include "scale_model_claims.h"
 #include "scale_model_timeline.h"
 
@@ -21,7 +21,7 @@ namespace gpuledger::scale {
 inline thread_local uint64_t requested_pool = 0;
 inline thread_local StreamNumber requesting_stream = kNoStream;
 
-class StrictUpstream final : public testing::ForwardingUpstream {
+class StrictUpstream final : public ForwardingUpstream {
  public:
   // `its_fake` is the inner one if it is a fake: then faults are its own, found after misuse.
   StrictUpstream(Upstream& its_inner, FakeUpstream* its_fake, Claims& its_claims, Timeline& its_timeline)

@@ -1,13 +1,13 @@
 // The model test over the CUDA upstream: the same random operations and naive map as over the fake upstream.
 #include "allocator_episode.h"
-#include "forwarding_upstream.h"
+#include "gpuledger/forwarding_upstream.h"
 #include "machine.h"
 
 namespace gpuledger::model {
 namespace {
 
 // The streams of the model (handles 0, 16 and 32) as streams of the device.
-class TranslatedStreams final : public testing::ForwardingUpstream {
+class TranslatedStreams final : public ForwardingUpstream {
  public:
   using ForwardingUpstream::ForwardingUpstream;
   absl::StatusOr<FenceId> RecordFence(Stream stream) override { return inner.RecordFence(Translated(stream)); }

@@ -11,15 +11,15 @@
 #include <vector>
 
 #include "device.cuh"
-#include "forwarding_upstream.h"
 #include "gpuledger/allocator.h"
+#include "gpuledger/forwarding_upstream.h"
 #include "nvtx_heaps.h"
 
 namespace gpuledger::gpu {
 namespace {
 
 // Handles of 32 MiB: all blocks of the program lie within one, as NvtxHeaps wants it.
-class LargeGranules final : public testing::ForwardingUpstream {
+class LargeGranules final : public ForwardingUpstream {
  public:
   using ForwardingUpstream::ForwardingUpstream;
   Bytes granularity() const override { return 32_MiB; }

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "gpuledger/forwarding_upstream.h"
 #include "gpuledger/host_upstream.h"
 #include "gpuledger/load.h"
 #include "test_checkpoint.h"
@@ -13,46 +14,35 @@ namespace {
 
 using ::testing::HasSubstr;
 
+struct HostMemory {
+  HostAnonymousUpstream host;
+};
+
 // Host memory whose calls fail from the nth on: a single failure the allocator would get over.
-class FaultyUpstream final : public Upstream {
+class FaultyUpstream final : private HostMemory, public ForwardingUpstream {
  public:
+  FaultyUpstream() : ForwardingUpstream(host) {}
   void FailFrom(uint64_t nth) { first_ = nth, calls_ = 0; }
   bool Failed() const { return calls_ >= first_; }
 
   std::string_view name() const override { return "faulty"; }
-  DeviceId device() const override { return host_.device(); }
-  Capabilities capabilities() const override { return host_.capabilities(); }
-  Bytes granularity() const override { return host_.granularity(); }
-  MemoryInfo memory_info() const override { return host_.memory_info(); }
-  TimePoint now() const override { return host_.now(); }
-
   absl::StatusOr<Range> Reserve(Bytes size) override {
     if (Fails()) return Fault();
-    return host_.Reserve(size);
+    return inner.Reserve(size);
   }
-  absl::Status Unreserve(Range range) override { return host_.Unreserve(range); }
   absl::StatusOr<HandleId> CreateHandle(Bytes size) override {
     if (Fails()) return Fault();
-    return host_.CreateHandle(size);
+    return inner.CreateHandle(size);
   }
-  absl::Status ReleaseHandle(HandleId handle) override { return host_.ReleaseHandle(handle); }
   absl::Status Map(DevicePtr address, HandleId handle) override {
     if (Fails()) return Fault();
-    return host_.Map(address, handle);
+    return inner.Map(address, handle);
   }
-  absl::Status Unmap(DevicePtr address, HandleId handle) override { return host_.Unmap(address, handle); }
-  absl::StatusOr<FenceId> RecordFence(Stream stream) override { return host_.RecordFence(stream); }
-  absl::StatusOr<bool> PollFence(FenceId fence) override { return host_.PollFence(fence); }
-  absl::Status WaitFence(FenceId fence) override { return host_.WaitFence(fence); }
-  absl::Status MakeStreamWait(Stream stream, FenceId fence) override { return host_.MakeStreamWait(stream, fence); }
-  absl::Status Synchronize() override { return host_.Synchronize(); }
-  void DropFence(FenceId fence) override { host_.DropFence(fence); }
 
  private:
   static absl::Status Fault() { return absl::ResourceExhaustedError("the injected fault"); }
   bool Fails() { return ++calls_ >= first_; }
 
-  HostAnonymousUpstream host_;
   uint64_t first_ = UINT64_MAX, calls_ = 0;
 };
 

@@ -12,7 +12,7 @@
 
 #include <gtest/gtest.h>
 
-#include "forwarding_upstream.h"
+#include "gpuledger/forwarding_upstream.h"
 #include "resource_cases.h"
 
 namespace gpuledger::testing {

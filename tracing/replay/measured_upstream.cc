@@ -40,53 +40,53 @@ auto MeasuredUpstream::Measure(UpstreamCall kind, uint64_t count, const Call& ca
 }
 
 absl::StatusOr<Range> MeasuredUpstream::Reserve(Bytes size) {
-  return Measure(UpstreamCall::kReserve, 1, [&] { return inner_.Reserve(size); });
+  return Measure(UpstreamCall::kReserve, 1, [&] { return inner.Reserve(size); });
 }
 
 absl::Status MeasuredUpstream::Unreserve(Range range) {
-  return Measure(UpstreamCall::kUnreserve, 1, [&] { return inner_.Unreserve(range); });
+  return Measure(UpstreamCall::kUnreserve, 1, [&] { return inner.Unreserve(range); });
 }
 
 absl::StatusOr<HandleId> MeasuredUpstream::CreateHandle(Bytes size) {
-  return Measure(UpstreamCall::kCreate, 1, [&] { return inner_.CreateHandle(size); });
+  return Measure(UpstreamCall::kCreate, 1, [&] { return inner.CreateHandle(size); });
 }
 
 absl::Status MeasuredUpstream::ReleaseHandle(HandleId handle) {
-  return Measure(UpstreamCall::kRelease, 1, [&] { return inner_.ReleaseHandle(handle); });
+  return Measure(UpstreamCall::kRelease, 1, [&] { return inner.ReleaseHandle(handle); });
 }
 
 absl::Status MeasuredUpstream::Map(DevicePtr address, HandleId handle) {
-  return Measure(UpstreamCall::kMap, 1, [&] { return inner_.Map(address, handle); });
+  return Measure(UpstreamCall::kMap, 1, [&] { return inner.Map(address, handle); });
 }
 
 absl::Status MeasuredUpstream::Unmap(DevicePtr address, HandleId handle) {
-  return Measure(UpstreamCall::kUnmap, 1, [&] { return inner_.Unmap(address, handle); });
+  return Measure(UpstreamCall::kUnmap, 1, [&] { return inner.Unmap(address, handle); });
 }
 
 absl::StatusOr<FenceId> MeasuredUpstream::RecordFence(Stream stream) {
-  absl::StatusOr<FenceId> fence = Measure(UpstreamCall::kRecordFence, 1, [&] { return inner_.RecordFence(stream); });
+  absl::StatusOr<FenceId> fence = Measure(UpstreamCall::kRecordFence, 1, [&] { return inner.RecordFence(stream); });
   if (fence.ok() && on_fence_) on_fence_(stream, *fence);
   return fence;
 }
 
 absl::StatusOr<bool> MeasuredUpstream::PollFence(FenceId fence) {
-  return Measure(UpstreamCall::kPollFence, 1, [&] { return inner_.PollFence(fence); });
+  return Measure(UpstreamCall::kPollFence, 1, [&] { return inner.PollFence(fence); });
 }
 
 absl::Status MeasuredUpstream::WaitFence(FenceId fence) {
-  return Measure(UpstreamCall::kWaitFence, 1, [&] { return inner_.WaitFence(fence); });
+  return Measure(UpstreamCall::kWaitFence, 1, [&] { return inner.WaitFence(fence); });
 }
 
 absl::Status MeasuredUpstream::MakeStreamWait(Stream stream, FenceId fence) {
-  return Measure(UpstreamCall::kStreamWait, 1, [&] { return inner_.MakeStreamWait(stream, fence); });
+  return Measure(UpstreamCall::kStreamWait, 1, [&] { return inner.MakeStreamWait(stream, fence); });
 }
 
 absl::Status MeasuredUpstream::Synchronize() {
-  return Measure(UpstreamCall::kSynchronize, 1, [&] { return inner_.Synchronize(); });
+  return Measure(UpstreamCall::kSynchronize, 1, [&] { return inner.Synchronize(); });
 }
 
 std::vector<FenceId> MeasuredUpstream::PassedFences(std::span<const FenceId> fences) {
-  return Measure(UpstreamCall::kPollFence, fences.size(), [&] { return inner_.PassedFences(fences); });
+  return Measure(UpstreamCall::kPollFence, fences.size(), [&] { return inner.PassedFences(fences); });
 }
 
 }  // namespace gpuledger::replay

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gpuledger/fake_upstream.h"
-#include "gpuledger/upstream.h"
+#include "gpuledger/forwarding_upstream.h"
 
 namespace gpuledger::replay {
 
@@ -19,23 +19,17 @@ std::string_view CallName(UpstreamCall call);
 // What the calls of this thread to any measured upstream have taken so far, by the clock on the wall.
 uint64_t UpstreamNanosecondsOfThisThread();
 
-class MeasuredUpstream : public Upstream {
+class MeasuredUpstream : public ForwardingUpstream {
  public:
   // `inner` outlives it. `on_fence` is called with each fence that was recorded, before anyone else knows it.
   explicit MeasuredUpstream(Upstream& inner, std::function<void(Stream, FenceId)> on_fence = {})
-      : inner_(inner), on_fence_(std::move(on_fence)) {}
+      : ForwardingUpstream(inner), on_fence_(std::move(on_fence)) {}
 
   // Fences asked about together count one by one.
   [[nodiscard]] uint64_t calls(UpstreamCall call) const { return calls_[static_cast<size_t>(call)]; }
   // The time that the calls of all threads took.
   [[nodiscard]] uint64_t nanoseconds() const { return nanoseconds_; }
 
-  [[nodiscard]] TimePoint now() const override { return inner_.now(); }
-  [[nodiscard]] std::string_view name() const override { return inner_.name(); }
-  [[nodiscard]] DeviceId device() const override { return inner_.device(); }
-  [[nodiscard]] Capabilities capabilities() const override { return inner_.capabilities(); }
-  [[nodiscard]] Bytes granularity() const override { return inner_.granularity(); }
-  [[nodiscard]] MemoryInfo memory_info() const override { return inner_.memory_info(); }
   absl::StatusOr<Range> Reserve(Bytes size) override;
   absl::Status Unreserve(Range range) override;
   absl::StatusOr<HandleId> CreateHandle(Bytes size) override;
@@ -47,15 +41,12 @@ class MeasuredUpstream : public Upstream {
   absl::Status WaitFence(FenceId fence) override;
   absl::Status MakeStreamWait(Stream stream, FenceId fence) override;
   absl::Status Synchronize() override;
-  [[nodiscard]] bool Capturing(Stream stream) const override { return inner_.Capturing(stream); }
-  void DropFence(FenceId fence) override { inner_.DropFence(fence); }
   [[nodiscard]] std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override;
 
  private:
   template <class Call>
   auto Measure(UpstreamCall kind, uint64_t count, const Call& call);
 
-  Upstream& inner_;
   const std::function<void(Stream, FenceId)> on_fence_;
   std::array<std::atomic<uint64_t>, kUpstreamCallCount> calls_ = {};
   std::atomic<uint64_t> nanoseconds_ = 0;

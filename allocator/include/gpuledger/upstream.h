@@ -83,6 +83,8 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   virtual absl::Status WaitFence(FenceId fence) = 0;
   virtual absl::Status MakeStreamWait(Stream stream, FenceId fence) = 0;
   virtual void DropFence(FenceId fence) = 0;
+  // Blocks the calling thread until what is queued on `stream` now is done: a fence, recorded, waited for and dropped.
+  absl::Status WaitStream(Stream stream);
   // Blocks the calling thread until all work is done that was queued on the device before: every fence recorded by then has
   // passed. kFailedPrecondition while a stream of the device is being captured.
   virtual absl::Status Synchronize() = 0;

@@ -111,8 +111,6 @@ class MemoryResource {
   [[nodiscard]] Stream StreamOf(::cuda::stream_ref stream) const { return Stream(device(), stream.get()); }
   [[nodiscard]] Taken Take(Stream stream, size_t bytes, size_t alignment);
   [[nodiscard]] DevicePtr BlockAt(void* pointer, size_t alignment) const;
-  // Blocks the calling thread until what `stream` has queued by now is done.
-  absl::Status Wait(Stream stream) const;
   void FreeAfter(Stream stream, DevicePtr block) noexcept;
 
   std::shared_ptr<CachingAllocator> allocator_;
@@ -162,15 +160,6 @@ inline DevicePtr MemoryResource::BlockAt(void* pointer, size_t alignment) const 
   return found.ok() ? found->address : address;  // what is not found, Free reports
 }
 
-inline absl::Status MemoryResource::Wait(Stream stream) const {
-  Upstream& upstream = allocator_->upstream();
-  const absl::StatusOr<FenceId> fence = upstream.RecordFence(stream);
-  if (!fence.ok()) return fence.status();
-  const absl::Status waited = upstream.WaitFence(*fence);
-  upstream.DropFence(*fence);
-  return waited;
-}
-
 inline void MemoryResource::FreeAfter(Stream stream, DevicePtr block) noexcept {
   allocator_->RecordStream(block, stream).IgnoreError();  // no block in use: Free says so
   allocator_->Free(block);
@@ -184,7 +173,7 @@ inline void MemoryResource::deallocate(::cuda::stream_ref stream, void* pointer,
 inline void* MemoryResource::allocate_sync(size_t bytes, size_t alignment) {
   const Taken taken = Take(DefaultStream(), bytes, alignment);
   if (taken.pointer == nullptr) return nullptr;
-  if (const absl::Status waited = Wait(DefaultStream()); !waited.ok()) {
+  if (const absl::Status waited = allocator_->upstream().WaitStream(DefaultStream()); !waited.ok()) {
     allocator_->Free(taken.block);
     ThrowAllocationError(waited);
   }
@@ -194,7 +183,7 @@ inline void* MemoryResource::allocate_sync(size_t bytes, size_t alignment) {
 inline void MemoryResource::deallocate_sync(void* pointer, size_t, size_t alignment) noexcept {
   if (pointer == nullptr) return;
   const DevicePtr block = BlockAt(pointer, alignment);
-  if (Wait(DefaultStream()).ok()) return allocator_->Free(block);
+  if (allocator_->upstream().WaitStream(DefaultStream()).ok()) return allocator_->Free(block);
   FreeAfter(DefaultStream(), block);
 }
 

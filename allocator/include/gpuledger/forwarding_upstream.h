@@ -1,4 +1,5 @@
-// An upstream that hands every call to another one: what tests derive from to change a single thing.
+// gpuledger/forwarding_upstream.h - an upstream that hands every call to another one: derive from it to change, watch or
+// measure some of them. As thread-safe as the other one, whose errors are its own.
 #pragma once
 
 #include <span>
@@ -6,10 +7,11 @@
 
 #include "gpuledger/upstream.h"
 
-namespace gpuledger::testing {
+namespace gpuledger {
 
 class ForwardingUpstream : public Upstream {
  public:
+  // `its_inner` outlives it.
   explicit ForwardingUpstream(Upstream& its_inner) : inner(its_inner) {}
   std::string_view name() const override { return inner.name(); }
   DeviceId device() const override { return inner.device(); }
@@ -35,4 +37,4 @@ class ForwardingUpstream : public Upstream {
   Upstream& inner;
 };
 
-}  // namespace gpuledger::testing
+}  // namespace gpuledger
