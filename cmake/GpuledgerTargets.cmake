@@ -16,6 +16,34 @@ endif()
 # Part of every target, also of those that an installed package exports without it.
 link_libraries($<BUILD_INTERFACE:gpuledger_flags>)
 
+# Precompiled headers, for the presets whose compile time is most of their run. The release preset compiles without, so that
+# no file can lack an include. gpuledger_precompiled(TARGET): what libraries and programs share, compiled once for each.
+set(GPULEDGER_SHARED_HEADERS <algorithm> <atomic> <functional> <map> <memory> <optional> <span> <string> <string_view> <thread>
+    <unordered_map> <utility> <variant> <vector> <fmt/format.h> <absl/container/flat_hash_map.h> <absl/status/statusor.h>)
+function(gpuledger_precompiled target)
+  if(NOT GPULEDGER_PCH)
+    return()
+  endif()
+  get_target_property(type ${target} TYPE)
+  set(pch gpuledger_library_headers)
+  if(type STREQUAL "EXECUTABLE")
+    set(pch gpuledger_test_headers)
+  endif()
+  if(NOT TARGET ${pch})
+    file(GENERATE OUTPUT ${CMAKE_BINARY_DIR}/${pch}.cc CONTENT "int main() { return 0; }\n")
+    if(type STREQUAL "EXECUTABLE")
+      add_executable(${pch} EXCLUDE_FROM_ALL ${CMAKE_BINARY_DIR}/${pch}.cc)
+      target_link_libraries(${pch} PRIVATE GTest::gtest GTest::gmock)
+      set(more <gtest/gtest.h> <gmock/gmock.h>)
+    else()
+      add_library(${pch} OBJECT EXCLUDE_FROM_ALL ${CMAKE_BINARY_DIR}/${pch}.cc)
+    endif()
+    target_link_libraries(${pch} PRIVATE fmt::fmt-header-only absl::flat_hash_map absl::statusor)
+    target_precompile_headers(${pch} PRIVATE ${GPULEDGER_SHARED_HEADERS} ${more})
+  endif()
+  target_precompile_headers(${target} REUSE_FROM ${pch})
+endfunction()
+
 # gpuledger_test(NAME SOURCES a.cc ... [INTERNALS] [LIBRARIES ...] [LABELS cpu|gpu|stress ...] [PROPERTIES ...])
 # One GoogleTest program; each of its tests is a ctest test. A test that skips itself is reported skipped. With INTERNALS it
 # sees private headers, and links the library's objects in place of the shared library, which hides what they declare.
@@ -32,6 +60,7 @@ function(gpuledger_test name)
   endif()
   target_link_libraries(${name} PRIVATE ${library} fmt::fmt-header-only GTest::gtest GTest::gmock GTest::gtest_main
                         ${arg_LIBRARIES})
+  gpuledger_precompiled(${name})
   include(GoogleTest)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 60
     PROPERTIES LABELS "${arg_LABELS}" TIMEOUT 600 SKIP_REGULAR_EXPRESSION "\\[  SKIPPED \\]" ${arg_PROPERTIES})

@@ -26,6 +26,7 @@ GPULEDGER_EXPORT bool OwnerMatches(std::string_view glob, std::string_view name)
 struct Payer {
   OwnerId owner = kUnattributed;
   Role role = Role::kOther;
+  ScopeId scope{0};  // the innermost transient scope around, 0 if there is none
 };
 // The innermost scope of this thread.
 GPULEDGER_EXPORT Payer CurrentPayer() noexcept;

@@ -35,6 +35,7 @@ struct Record {
   OwnerId owner{0};
   SiteId site = kNoSite;
   ThreadId thread{0};
+  ScopeId scope{0};  // of kAllocate: the transient scope it was made in
   DeviceId device{0};
   Role role = Role::kOther;
   RecordKind kind = RecordKind::kAllocate;

@@ -120,6 +120,7 @@ class Id {
 using DeviceId = Id<struct DeviceTag, int32_t>;            // index of a device within its upstream's kind
 using OwnerId = Id<struct OwnerTag, uint32_t>;             // interned owner path (owner.h)
 using SiteId = Id<struct SiteTag, uint32_t>;               // interned call stack; kNoSite if none was taken
+using ScopeId = Id<struct ScopeTag, uint32_t>;             // a transient owner scope (owner.h), one number each; 0: none
 using ThreadId = Id<struct ThreadTag, uint32_t>;           // dense, given to each thread when it is first asked for
 using AllocationId = Id<struct AllocationTag, uint64_t>;   // unique in one ledger, never reused
 using HandleId = Id<struct HandleTag, uint64_t>;           // one piece of physical memory of one upstream
