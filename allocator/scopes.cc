@@ -1,38 +1,45 @@
 // Scopes: who pays for what this thread allocates, and which transient scopes are open.
 #include "scopes.h"
 
+#include <array>
 #include <functional>
+#include <string>
 
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
 
 #include "gpuledger/record.h"
 #include "sync.h"
+#include "this_thread.h"
 
 namespace gpuledger {
 namespace {
 
 thread_local OwnerScope* innermost_scope = nullptr;
 
-// Paths that this thread has joined, by a hash of both parts. A name never moves, so the path is compared where it stands in
-// it. No constructor and no destructor: it serves to the thread's very end.
-struct Joined {
-  uint32_t outer, owner;
-  const char* path;  // null: none yet
-  size_t length;
+// Paths that a thread has joined, by a hash of both parts. Not a thread-local itself: the library's share of the static
+// thread-local storage is small, and a program that opens it late has little left.
+struct JoinedPaths {
+  struct Joined {
+    uint32_t outer = 0, owner = 0;
+    std::string_view path;  // where it stands in the owner's name, which never moves; empty: none yet
+  };
+  std::array<Joined, 64> joined;
 };
-constexpr size_t kJoined = 64;
-thread_local Joined joined_paths[kJoined];
+
+OwnerId InternJoined(OwnerId outer, std::string_view path) {
+  return InternOwner(outer == kUnattributed ? std::string(path) : fmt::format("{}/{}", OwnerName(outer), path));
+}
 
 OwnerId Join(OwnerId outer, std::string_view path) {
   if (path.empty()) return outer;
-  Joined& joined = joined_paths[(std::hash<std::string_view>()(path) ^ outer.value()) % kJoined];
-  if (joined.path != nullptr && joined.outer == outer.value() && std::string_view(joined.path, joined.length) == path) {
-    return OwnerId(joined.owner);
-  }
-  const OwnerId owner = InternOwner(outer == kUnattributed ? std::string(path) : fmt::format("{}/{}", OwnerName(outer), path));
+  JoinedPaths* const paths = OfThisThread<JoinedPaths>();
+  if (paths == nullptr) return InternJoined(outer, path);  // the thread has ended
+  JoinedPaths::Joined& joined = paths->joined[(std::hash<std::string_view>()(path) ^ outer.value()) % paths->joined.size()];
+  if (joined.outer == outer.value() && joined.path == path) return OwnerId(joined.owner);
+  const OwnerId owner = InternJoined(outer, path);
   const std::string_view name = OwnerName(owner);
-  joined = {outer.value(), owner.value(), name.data() + (name.size() - path.size()), path.size()};
+  joined = {outer.value(), owner.value(), name.substr(name.size() - path.size())};
   return owner;
 }
 
