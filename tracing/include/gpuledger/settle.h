@@ -37,6 +37,9 @@ class GPULEDGER_EXPORT Settle {
   absl::Status Complete();
   void Collected();
   void Released();
+  // Looks for blocks whose address is nowhere in host memory (process.h: FindLost), which costs some hundred milliseconds a GiB
+  // of it. Worth it where blocks are held by pointers, as in C++; a storage of Python is reachable as long as it lives.
+  absl::Status FindLost();
   // What the block in use that holds `address` is now known by, until it is freed. Any time, any thread. kNotFound.
   static absl::Status NoteFact(uint64_t address, FactKind kind, uint64_t value, std::string_view text);
   void End();
