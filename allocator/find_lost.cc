@@ -128,6 +128,8 @@ absl::Status Search::LookEverywhere(uint64_t stack_pointer) {
   ScratchVector<uint64_t> words(kPages * kPage / sizeof(uint64_t)), pages(kPages);
   notes.Add(words.data(), kPages * kPage);
   notes.Add(targets.data(), targets.capacity() * sizeof(Target));
+  notes.all.reserve(notes.all.size() + 1);
+  notes.Add(notes.all.data(), notes.all.capacity() * sizeof(Extent));  // ranges begin where blocks do
   notes.Sort();
   const ScratchVector<char> text = AllOf(maps);
   uint64_t read = 0;
