@@ -340,6 +340,7 @@ TEST_F(SettleTest, WorksFromC) {
   EXPECT_EQ(gpuledger_settle_complete(settle), GPULEDGER_OK);
   EXPECT_EQ(gpuledger_settle_collected(settle), GPULEDGER_OK);
   EXPECT_EQ(gpuledger_settle_released(settle), GPULEDGER_OK);
+  EXPECT_EQ(gpuledger_settle_find_lost(settle), GPULEDGER_OK);
   uint64_t address = 0, size = 0, count = 0;
   EXPECT_EQ(gpuledger_settle_blocks(settle, &address, &size, 1, &count), GPULEDGER_OK);
   EXPECT_EQ(address, block.address());
