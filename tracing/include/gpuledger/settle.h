@@ -10,6 +10,7 @@
 //   ...facts: NoteFact...       settle.End();
 //   settle.Report(options)
 //
+// A block that another thread frees just while the collector runs looks like one that went with it: a warning, not an error.
 // Steps may be left out, but for Complete and End: without them the report is undecided. A Settle belongs to one thread; the
 // others may go on allocating and freeing. Each step stops every ledger for as long as it takes to copy what is live.
 #pragma once
