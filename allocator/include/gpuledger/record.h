@@ -37,6 +37,7 @@ struct Record {
   ThreadId thread{0};
   ScopeId scope{0};  // of kAllocate: the transient scope it was made in
   DeviceId device{0};
+  LedgerId ledger{0};  // whose record it is; a thread's sequence is one for each ledger
   Role role = Role::kOther;
   RecordKind kind = RecordKind::kAllocate;
 };
