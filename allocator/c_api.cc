@@ -1,11 +1,9 @@
 #include <cstring>
-#include <deque>
 #include <memory>
-#include <optional>
 
 #include <fmt/format.h>
 
-#include "c_status.h"
+#include "c_api_arguments.h"
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 #include "gpuledger/gpuledger.h"
@@ -18,20 +16,6 @@ struct gpuledger_allocator {
 
 namespace gpuledger {
 namespace {
-
-// One scope per push; each stays where it was made, as OwnerScope asks. A thread that ends with scopes left ends them
-// in order.
-struct ScopeStack : std::deque<std::optional<OwnerScope>> {
-  ~ScopeStack() {
-    while (!empty()) pop_back();
-  }
-};
-absl::Status Missing(std::string_view what) { return absl::InvalidArgumentError(fmt::format("{} is NULL", what)); }
-
-absl::StatusOr<Role> RoleOf(gpuledger_role role) {
-  if (role >= 0 && role < kRoleCount) return static_cast<Role>(role);
-  return absl::InvalidArgumentError(fmt::format("{} is no role; roles are 0 to {} (gpuledger_role_name)", role, kRoleCount - 1));
-}
 
 Stream StreamOf(const CachingAllocator& allocator, void* stream) {
   return Stream(allocator.upstream().device(), static_cast<CUstream_st*>(stream));
@@ -57,7 +41,6 @@ absl::StatusOr<std::unique_ptr<Upstream>> MakeUpstream(std::string_view name) {
 
 using namespace gpuledger;  // the functions below are C
 
-const char* gpuledger_last_error(void) noexcept { return LastError(); }
 const char* gpuledger_version(void) noexcept { return GPULEDGER_VERSION; }
 const char* gpuledger_role_name(gpuledger_role role) noexcept {
   return role >= 0 && role < kRoleCount ? RoleName(static_cast<Role>(role)).data() : nullptr;
@@ -132,27 +115,6 @@ gpuledger_status gpuledger_release_cached(gpuledger_allocator* allocator, uint64
   });
 }
 
-gpuledger_status gpuledger_push_owner(const char* path, gpuledger_role role) noexcept {
-  return Guard([&]() -> absl::Status {
-    if (path == nullptr) return Missing("path");
-    absl::StatusOr<Role> its_role = RoleOf(role);
-    if (!its_role.ok()) return its_role.status();
-    ScopeStack* scopes = OfThisThread<ScopeStack>();
-    if (scopes == nullptr) return absl::FailedPreconditionError("gpuledger_push_owner: this thread has ended");
-    scopes->emplace_back(std::in_place, path, *its_role);
-    return absl::OkStatus();
-  });
-}
-
-gpuledger_status gpuledger_pop_owner(void) noexcept {
-  return Guard([]() -> absl::Status {
-    ScopeStack* scopes = OfThisThread<ScopeStack>();
-    if (scopes == nullptr || scopes->empty()) return absl::FailedPreconditionError("gpuledger_pop_owner: this thread has pushed no owner");
-    scopes->pop_back();
-    return absl::OkStatus();
-  });
-}
-
 gpuledger_status gpuledger_get_usage(const gpuledger_allocator* allocator, const char* owner, gpuledger_role role, gpuledger_usage* usage) noexcept {
   return With(allocator, [&](CachingAllocator& a) -> absl::Status {
     if (usage == nullptr) return Missing("usage");
@@ -165,7 +127,7 @@ gpuledger_status gpuledger_get_usage(const gpuledger_allocator* allocator, const
     } else {
       u = role == -1 ? l.usage() : l.usage(*its_role);
     }
-    *usage = {u.in_use.count(), u.requested.count(), u.pending.count(), u.peak.count(), u.at_device_peak.count(), u.count, u.pending_count};
+    *usage = ToC(u);
     return absl::OkStatus();
   });
 }

@@ -92,6 +92,7 @@ void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& ent
   record.owner = entry.payer.owner;
   record.site = entry.site;
   record.thread = ThreadOf(shard);
+  record.scope = entry.payer.scope;
   record.device = device;
   record.role = entry.payer.role;
   record.kind = kind;

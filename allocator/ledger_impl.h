@@ -206,7 +206,7 @@ struct Ledger::Impl {
   Mutex entries_mutex;
   std::vector<std::unique_ptr<EntryBatch>> entries GPULEDGER_GUARDED_BY(entries_mutex);  // storage only; never shrinks
   std::vector<Charge::Entry*> unused_batches GPULEDGER_GUARDED_BY(entries_mutex);        // lists of kEntryBatch each
-  std::atomic<uint64_t> next_ids = 1;
+  static inline std::atomic<uint64_t> next_ids = 1;  // of all ledgers: what is said of an id is said of one allocation
 
   void TakeEntries(Shard& shard) GPULEDGER_REQUIRES(shard.mutex);
   void GiveEntries(Shard& shard) GPULEDGER_REQUIRES(shard.mutex);

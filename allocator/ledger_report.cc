@@ -122,6 +122,22 @@ std::vector<LiveAllocation> Ledger::live() const {
   return found;
 }
 
+LedgerMoment Ledger::moment() const {
+  LedgerMoment now;
+  {
+    Stopped stopped(*impl_);
+    now.usage = impl_->Read(impl_->total);
+    now.owners = impl_->ByOwner();
+    impl_->ForEachLive([&](const Charge::Entry& e) { now.live.push_back(e.info()); });
+    impl_->owners.ForEach([&](const OwnerAccounts& owner) {
+      if (owner.lineage == LineageState::kOpen) now.open_lineages.push_back(owner.id);
+      if (owner.lineage == LineageState::kClosed) now.closed_lineages.push_back(owner.id);
+    });
+  }
+  SortByTime(now.live);
+  return now;
+}
+
 // ---- lineage -----------------------------------------------------------------------------------------------------
 
 namespace {

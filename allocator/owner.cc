@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "fork_guard.h"
+#include "scopes.h"
 #include "sync.h"
 
 namespace gpuledger {
@@ -34,6 +35,11 @@ class NameTable {
     return names_[id];
   }
 
+  [[nodiscard]] bool Has(uint32_t id) const {
+    MutexLock lock(mutex_);
+    return id < names_.size();
+  }
+
   void LockForFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { mutex_.Lock(); }
   void UnlockAfterFork() GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { mutex_.Unlock(); }
 
@@ -55,8 +61,6 @@ Tables& AllTables() {
 NameTable& Owners() { return AllTables().owners; }
 NameTable& Sites() { return AllTables().sites; }
 
-thread_local OwnerScope* innermost_scope = nullptr;
-
 bool CrossesName(char c) { return c == '.' || c == '/'; }
 
 }  // namespace
@@ -71,6 +75,8 @@ void UnlockNamesAfterFork() {
 }
 
 OwnerId InternOwner(std::string_view path) { return path.empty() ? kUnattributed : OwnerId(Owners().Intern(path)); }
+
+bool IsOwner(OwnerId owner) { return Owners().Has(owner.value()); }
 
 std::string_view OwnerName(OwnerId owner) { return Owners().Name(owner.value()); }
 
@@ -95,23 +101,6 @@ bool OwnerMatches(std::string_view glob, std::string_view name) {
     }
   }
   return true;
-}
-
-Payer CurrentPayer() noexcept { return innermost_scope == nullptr ? Payer{} : innermost_scope->payer_; }
-
-OwnerScope::OwnerScope(std::string_view path, Role role) : payer_{kUnattributed, role}, outer_(innermost_scope) {
-  const OwnerId around = CurrentPayer().owner;
-  payer_.owner = around == kUnattributed ? InternOwner(path)
-                 : path.empty()          ? around
-                                         : InternOwner(fmt::format("{}/{}", OwnerName(around), path));
-  innermost_scope = this;
-}
-
-OwnerScope::OwnerScope(Payer payer) : payer_(payer), outer_(innermost_scope) { innermost_scope = this; }
-
-OwnerScope::~OwnerScope() {
-  if (innermost_scope != this) Die("OwnerScope: scopes of a thread end in the reverse order of their beginning");
-  innermost_scope = outer_;
 }
 
 SiteId SiteHere(const char* file, int line, const char* function) {

@@ -83,7 +83,7 @@ struct Recorder::Impl {
 
   // ---- names (recorder_names.cc) ----
 
-  trace::IdSet owners, sites, stacks, modules;  // those that the file has
+  trace::IdSet owners, sites, modules;  // those that the file has
   void NameOwner(trace::Ring& ring, OwnerId owner, uint64_t time);
   void NameSite(trace::Ring& ring, SiteId site, uint64_t time);
 

@@ -19,14 +19,17 @@ static void at_exit(void) {
   gpuledger_allocator* a = NULL;
   gpuledger_create("vulkan", 0, &a);
   if (gpuledger_last_error() == NULL) abort();
-  if (gpuledger_push_owner("c/late", 0) != GPULEDGER_FAILED_PRECONDITION) abort();
+  uint64_t token = 0;
+  if (gpuledger_open_scope("c/late", 0, 0, &token) != GPULEDGER_FAILED_PRECONDITION) abort();
 }
 
 int main(void) {
   gpuledger_allocator* a = NULL;
   gpuledger_usage usage;
   gpuledger_totals totals;
-  uint64_t block = 0, bytes = 0, count = 0;
+  gpuledger_payer payer, nobody = {UINT32_MAX, 0, 0};
+  gpuledger_lineage lineage;
+  uint64_t block = 0, bytes = 0, count = 0, outer = 0, inner = 0;
   char text[4096];
   size_t needed = 0;
 
@@ -38,19 +41,35 @@ int main(void) {
   EXPECT(gpuledger_allocate(NULL, 1, NULL, &block) == GPULEDGER_INVALID_ARGUMENT);
 
   EXPECT(strcmp(gpuledger_role_name(0), "source") == 0 && gpuledger_role_name(99) == NULL);
-  EXPECT(gpuledger_pop_owner() == GPULEDGER_FAILED_PRECONDITION);
-  EXPECT(gpuledger_push_owner("c/weight", 99) == GPULEDGER_INVALID_ARGUMENT);
-  EXPECT(gpuledger_push_owner("c/weight", 0) == GPULEDGER_OK);
+  EXPECT(gpuledger_close_scope(77) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_open_scope("c/weight", 99, 0, &outer) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_open_scope("c", 0, 1, &outer) == GPULEDGER_OK && gpuledger_open_scope("weight", 0, 0, &inner) == GPULEDGER_OK);
+  EXPECT(gpuledger_current_payer(&payer) == GPULEDGER_OK && payer.role == 0 && payer.scope != 0);
   EXPECT(gpuledger_open_lineage(a, "c/weight") == GPULEDGER_OK);
   EXPECT(gpuledger_allocate(a, 1000, NULL, &block) == GPULEDGER_OK && block != 0);
   memset((void*)(uintptr_t)block, 7, 1000);
-  EXPECT(gpuledger_pop_owner() == GPULEDGER_OK);
+  EXPECT(gpuledger_close_scope(outer) == GPULEDGER_INVALID_ARGUMENT);  /* too early: it ends with the inner one */
+  EXPECT(strstr(gpuledger_last_error(), "before one that began later") != NULL);
+  EXPECT(gpuledger_close_scope(inner) == GPULEDGER_OK && gpuledger_close_scope(outer) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_adopt_payer(&nobody, &outer) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_adopt_payer(&payer, &outer) == GPULEDGER_OK && gpuledger_close_scope(outer) == GPULEDGER_OK);
+  EXPECT(gpuledger_current_payer(&payer) == GPULEDGER_OK && payer.owner == 0 && payer.scope == 0);
 
   EXPECT(gpuledger_get_usage(a, "c/weight", 0, &usage) == GPULEDGER_OK && usage.in_use == 1024 && usage.requested == 1000);
   EXPECT(gpuledger_get_usage(a, NULL, -1, &usage) == GPULEDGER_OK && usage.count == 1);
   EXPECT(gpuledger_residual(a, "c/weight", &bytes, &count) == GPULEDGER_FAILED_PRECONDITION);
   EXPECT(gpuledger_close_lineage(a, "c/weight") == GPULEDGER_OK);
   EXPECT(gpuledger_residual(a, "c/weight", &bytes, &count) == GPULEDGER_OK && bytes == 1024 && count == 1);
+  EXPECT(gpuledger_process_residual("c/*", &bytes, &count) == GPULEDGER_OK && bytes == 1024 && count == 1);
+  EXPECT(gpuledger_process_residual("d/*", &bytes, &count) == GPULEDGER_FAILED_PRECONDITION);
+  EXPECT(gpuledger_process_lineage("c/weight", &lineage) == GPULEDGER_OK && lineage.state == GPULEDGER_LINEAGE_CLOSED && lineage.source.in_use == 1024);
+  EXPECT(gpuledger_process_open_lineage("c/weight") == GPULEDGER_OK && gpuledger_process_residual("c/*", &bytes, NULL) == GPULEDGER_FAILED_PRECONDITION);
+  EXPECT(gpuledger_process_close_lineage("c/weight") == GPULEDGER_OK);
+  EXPECT(gpuledger_process_transfer(block + 1, "c/other", 2) == GPULEDGER_NOT_FOUND);
+  EXPECT(gpuledger_process_transfer(block, "c/weight", 1) == GPULEDGER_OK);
+  EXPECT(gpuledger_process_usage("c/weight", 1, &usage) == GPULEDGER_OK && usage.in_use == 1024);
+  EXPECT(gpuledger_process_usage(NULL, -1, &usage) == GPULEDGER_OK && usage.count == 1);
+  EXPECT(gpuledger_process_reset_peak() == GPULEDGER_OK);
   EXPECT(gpuledger_transfer(a, block, "c/other", 2) == GPULEDGER_OK);
   EXPECT(gpuledger_residual(a, "c/weight", &bytes, NULL) == GPULEDGER_OK && bytes == 0);
   EXPECT(gpuledger_transfer(a, 12345, "c/other", 2) == GPULEDGER_NOT_FOUND);
@@ -68,5 +87,6 @@ int main(void) {
   EXPECT(gpuledger_get_totals(a, &totals) == GPULEDGER_OK && totals.reserved == 0 && totals.cap == 8u << 20);
   EXPECT(gpuledger_destroy(a) == GPULEDGER_OK);
   EXPECT(gpuledger_destroy(NULL) == GPULEDGER_OK);
+  EXPECT(gpuledger_process_open_lineage("c/weight") == GPULEDGER_FAILED_PRECONDITION);
   return failures == 0 ? 0 : 1;
 }

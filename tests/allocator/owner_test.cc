@@ -56,6 +56,43 @@ TEST(OwnerScopeTest, BelongsToOneThreadAndIsAdoptedByAnother) {
   }).join();
 }
 
+TEST(OwnerScopeTest, ATransientScopeReachesNestedScopesAndThreadsThatAdoptItAndEndsOnce) {
+  ScopeId seen{0};
+  {
+    OwnerScope outer("outer", Role::kOther);
+    EXPECT_EQ(CurrentPayer().scope, ScopeId(0));
+    OwnerScope step = OwnerScope::Transient("step", Role::kScratch);
+    seen = CurrentPayer().scope;
+    EXPECT_NE(seen, ScopeId(0));
+    EXPECT_EQ(OwnerName(CurrentPayer().owner), "outer/step");
+    {
+      OwnerScope nested("nested", Role::kOther);
+      EXPECT_EQ(CurrentPayer().scope, seen);
+      OwnerScope inner = OwnerScope::Transient("inner", Role::kOther);
+      EXPECT_NE(CurrentPayer().scope, seen);
+    }
+    std::thread([payer = CurrentPayer(), seen] {
+      EXPECT_EQ(CurrentPayer().scope, ScopeId(0));
+      OwnerScope adopted(payer);
+      EXPECT_EQ(CurrentPayer().scope, seen);
+    }).join();
+    EXPECT_FALSE(ScopeEnded(seen)) << "an adopted scope that ends elsewhere does not end it";
+  }
+  EXPECT_TRUE(ScopeEnded(seen));
+  EXPECT_FALSE(ScopeEnded(ScopeId(0)));
+}
+
+TEST(OwnerScopeTest, JoinsTheRightPathWhenManyTakeTurns) {
+  for (int round = 0; round < 2; ++round) {  // more than a thread remembers, so that they push each other out
+    for (int i = 0; i < 300; ++i) {
+      const std::string outer = "o" + std::to_string(i % 3), path = "p" + std::to_string(i);
+      OwnerScope around(outer, Role::kOther);
+      OwnerScope scope(path, Role::kOther);
+      ASSERT_EQ(OwnerName(CurrentPayer().owner), outer + "/" + path);
+    }
+  }
+}
+
 TEST(OwnerScopeDeathTest, EndsTheProgramWhenScopesEndOutOfOrder) {
   EXPECT_DEATH(
       {

@@ -39,7 +39,7 @@ typedef int gpuledger_role;
 typedef struct gpuledger_allocator gpuledger_allocator;
 
 typedef struct gpuledger_usage {
-  uint64_t in_use, requested, pending, peak, at_device_peak, count, pending_count;
+  uint64_t in_use, requested, pending, peak, at_device_peak, charged_ever, count, pending_count;
 } gpuledger_usage;
 
 typedef struct gpuledger_totals {
@@ -70,9 +70,20 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle(gpuledger_allocator* alloca
 /* `released` may be NULL. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_release_cached(gpuledger_allocator* allocator, uint64_t* released) GPULEDGER_NOEXCEPT;
 
-/* Owner scopes of the calling thread; they nest, and end in reverse order. */
-GPULEDGER_C_EXPORT gpuledger_status gpuledger_push_owner(const char* path, gpuledger_role role) GPULEDGER_NOEXCEPT;
-GPULEDGER_C_EXPORT gpuledger_status gpuledger_pop_owner(void) GPULEDGER_NOEXCEPT;
+/* What the calling thread allocates is paid by `path`, below the scope around it, until the scope is closed. `transient`:
+ * what is allocated in it should be gone by then. Scopes are closed by the token they gave, on the thread that opened them,
+ * the innermost first; one that is closed too early ends with the one above it, and is GPULEDGER_INVALID_ARGUMENT. What
+ * a thread leaves open is closed when it ends. FAILED_PRECONDITION on a thread whose own objects are gone. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_open_scope(const char* path, gpuledger_role role, int transient, uint64_t* token) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_close_scope(uint64_t token) GPULEDGER_NOEXCEPT;
+/* The innermost scope, for another thread to adopt, as it is: a scope there, with a token as above. `scope` is the transient
+ * scope around, 0 if there is none. */
+typedef struct gpuledger_payer {
+  uint32_t owner, scope;
+  gpuledger_role role;
+} gpuledger_payer;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_current_payer(gpuledger_payer* payer) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_adopt_payer(const gpuledger_payer* payer, uint64_t* token) GPULEDGER_NOEXCEPT;
 
 /* `owner` NULL: all owners. `role` -1: all roles. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_get_usage(const gpuledger_allocator* allocator, const char* owner, gpuledger_role role, gpuledger_usage* usage) GPULEDGER_NOEXCEPT;
@@ -86,6 +97,26 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_residual(const gpuledger_allocator
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_report(const gpuledger_allocator* allocator, char* buffer, size_t size, size_t* needed) GPULEDGER_NOEXCEPT;
 /* The equations, recomputed; GPULEDGER_INTERNAL names the one that does not hold. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_check(const gpuledger_allocator* allocator) GPULEDGER_NOEXCEPT;
+
+/* The same over all allocators of the process, whoever made them (process.h). Sums; a peak is the sum of each one's own. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_usage(const char* owner, gpuledger_role role, gpuledger_usage* usage) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_reset_peak(void) GPULEDGER_NOEXCEPT;
+/* Re-tags the block in use that starts at `address`: it is adopted, and no longer of the transient scope it was made in.
+ * GPULEDGER_NOT_FOUND if there is none. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_transfer(uint64_t address, const char* owner, gpuledger_role role) GPULEDGER_NOEXCEPT;
+typedef enum gpuledger_lineage_state { GPULEDGER_LINEAGE_NONE = 0, GPULEDGER_LINEAGE_OPEN = 1, GPULEDGER_LINEAGE_CLOSED = 2 } gpuledger_lineage_state;
+typedef struct gpuledger_lineage {
+  gpuledger_lineage_state state;
+  gpuledger_usage source, staging, quantized;
+} gpuledger_lineage;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_lineage(const char* weight, gpuledger_lineage* lineage) GPULEDGER_NOEXCEPT;
+/* FAILED_PRECONDITION if the process has no allocator yet. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_open_lineage(const char* weight) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_close_lineage(const char* weight) GPULEDGER_NOEXCEPT;
+/* Bytes and number of allocations (may be NULL) of roles source and staging that outlived the lineages of all weights that
+ * match `glob`. GPULEDGER_FAILED_PRECONDITION, undecided, if no closed lineage matches, if one that matches is open, or if
+ * a matching owner without a lineage holds such bytes. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_residual(const char* glob, uint64_t* bytes, uint64_t* allocations) GPULEDGER_NOEXCEPT;
 
 #ifdef __cplusplus
 }

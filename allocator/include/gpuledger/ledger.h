@@ -119,6 +119,15 @@ struct Residual {
   std::vector<LiveAllocation> allocations;
 };
 
+// The ledger at one instant.
+struct LedgerMoment {
+  Usage usage;                          // of the device
+  std::vector<OwnerUsage> owners;       // in no order
+  std::vector<LiveAllocation> live;     // in use and pending, by time
+  std::vector<OwnerId> open_lineages;   // by id
+  std::vector<OwnerId> closed_lineages;
+};
+
 class GPULEDGER_EXPORT Ledger {
  public:
   // `clock` stamps records and charges; `sink` takes records, null for none. Both outlive the ledger.
@@ -150,6 +159,8 @@ class GPULEDGER_EXPORT Ledger {
   // the order in which it charged them.
   [[nodiscard]] std::vector<LiveAllocation> live(OwnerId owner) const;
   [[nodiscard]] std::vector<LiveAllocation> live() const;
+  // All of it at one instant. Stops all threads' changes for as long as it takes to copy what is live.
+  [[nodiscard]] LedgerMoment moment() const;
   // All peaks start again from what is in use now.
   void ResetPeak();
   // From here usage() holds every change that reached the ledger before. Stops all threads' changes for a moment.

@@ -35,7 +35,7 @@ struct Record {
   OwnerId owner{0};
   SiteId site = kNoSite;
   ThreadId thread{0};
-  ScopeId scope{0};  // of kAllocate: the transient scope it was made in
+  ScopeId scope{0};  // of its payer: the transient scope it was made in, 0 for none or once it is adopted
   DeviceId device{0};
   LedgerId ledger{0};  // whose record it is; a thread's sequence is one for each ledger
   Role role = Role::kOther;
@@ -56,6 +56,8 @@ class RecordSink {
  public:
   virtual ~RecordSink() = default;
   virtual void Write(const Record& record) noexcept = 0;
+  // A transient scope is over (owner.h). Called with no lock held, of the process's default sink alone.
+  virtual void ScopeEnded(ScopeId scope) noexcept { static_cast<void>(scope); }
 };
 
 }  // namespace gpuledger

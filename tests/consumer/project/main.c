@@ -20,15 +20,15 @@ static gpuledger_role role_named(const char* name) {
 int main(void) {
   gpuledger_allocator* allocator = NULL;
   gpuledger_usage usage;
-  uint64_t block = 0;
+  uint64_t block = 0, scope = 0;
   const float weights[2] = {-1.0f, 1.0f};
   uint8_t packed = 0;
   float absmax = 0;
 
   if (gpuledger_create("fake", 0, &allocator) != GPULEDGER_OK) return failed("create");
-  if (gpuledger_push_owner("consumer", role_named("quantized")) != GPULEDGER_OK) return failed("push_owner");
+  if (gpuledger_open_scope("consumer", role_named("quantized"), 0, &scope) != GPULEDGER_OK) return failed("open_scope");
   if (gpuledger_allocate(allocator, 1000, NULL, &block) != GPULEDGER_OK) return failed("allocate");
-  if (gpuledger_pop_owner() != GPULEDGER_OK) return failed("pop_owner");
+  if (gpuledger_close_scope(scope) != GPULEDGER_OK) return failed("close_scope");
   if (gpuledger_get_usage(allocator, "consumer", -1, &usage) != GPULEDGER_OK) return failed("get_usage");
   if (usage.requested != 1000 || usage.in_use != 1024 || usage.count != 1) return 2;
   if (gpuledger_free(allocator, block) != GPULEDGER_OK) return failed("free");

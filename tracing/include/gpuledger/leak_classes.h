@@ -47,15 +47,17 @@ struct LiveBlock {
   bool unreachable = false;
   uint64_t largest_view = UINT64_MAX;     // bytes; UINT64_MAX: not known
   std::vector<std::string> holders;       // kHolder facts, then kAliases
-  std::vector<std::string> tracebacks;    // kTraceback facts
+  std::vector<std::string> tracebacks;    // kTraceback facts of this settle; older ones are holders: they may be over
   std::string tensor;                     // kTensor fact
 };
 
-// What a verdict needs to know beside the blocks. Unsettled: classes that need a settle are undecided.
+// What a verdict needs to know beside the blocks. Unsettled: classes that need a settle (lost, cycle, traceback-held, undeclared
+// supersession, view-pinned) are undecided; what was declared (scope escape, superseded) is known all the same.
 struct VerdictContext {
   bool settled = false;
-  bool ended = false;                              // the program, in good order
+  bool ended = false;                              // the program, in good order; a block it kept after a settle stays kept
   std::vector<OwnerId> closed_lineages;            // sorted
+  std::vector<OwnerId> open_lineages;              // sorted; conversions under way supersede nothing yet
   std::vector<ScopeId> ended_scopes;               // sorted
   uint32_t view_permille = 500;                    // kViewPinned: a largest view below this share of its storage
 };

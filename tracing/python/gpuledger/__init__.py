@@ -14,7 +14,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gpuledger._library import SharedStorageError, UnfreeableStorageError, Usage, check, library
+from gpuledger._library import SharedStorageError, UnfreeableStorageError, Usage, check_core, library, role_of
 
 __all__ = ["SharedStorageError", "UnfreeableStorageError", "owner", "usage"]
 
@@ -28,19 +28,19 @@ def owner(name: str, role: str = "other") -> Iterator[None]:
     """
     loaded = library()
     token = ctypes.c_uint64()
-    check(loaded.gpuledger_torch_push_owner(name.encode(), role.encode(), ctypes.byref(token)))
+    check_core(loaded.gpuledger_open_scope(name.encode(), role_of(role), 0, ctypes.byref(token)))
     try:
         yield
     finally:
-        check(loaded.gpuledger_torch_pop_owner(token))
+        check_core(loaded.gpuledger_close_scope(token))
 
 
 def usage(owner: str | None = None, role: str | None = None) -> int:
     """Bytes in use, rounding included: of all owners, one ``owner``, one ``role``, or one role of one owner."""
     found = Usage()
-    check(
-        library().gpuledger_torch_usage(
-            None if owner is None else owner.encode(), None if role is None else role.encode(), ctypes.byref(found)
+    check_core(
+        library().gpuledger_process_usage(
+            None if owner is None else owner.encode(), -1 if role is None else role_of(role), ctypes.byref(found)
         )
     )
     return int(found.in_use)

@@ -49,9 +49,21 @@ class Report(ctypes.Structure):
 
 
 class Usage(ctypes.Structure):
-    """``gpuledger_torch_usage_t``."""
+    """``gpuledger_usage``."""
 
-    _fields_ = [(name, ctypes.c_uint64) for name in ("in_use", "requested", "pending", "peak", "count")]
+    _fields_ = [
+        (name, ctypes.c_uint64)
+        for name in (
+            "in_use",
+            "requested",
+            "pending",
+            "peak",
+            "at_device_peak",
+            "charged_ever",
+            "count",
+            "pending_count",
+        )
+    ]
 
 
 def _path() -> Path:
@@ -80,12 +92,13 @@ def library() -> ctypes.PyDLL:
         loaded = ctypes.PyDLL(str(path))
     except OSError as error:
         raise ImportError(f"{path} does not load into PyTorch {torch.__version__}: {error}") from error
-    loaded.gpuledger_torch_last_error.restype = ctypes.c_char_p
+    loaded.gpuledger_last_error.restype = ctypes.c_char_p
+    loaded.gpuledger_role_name.restype = ctypes.c_char_p
     loaded.gpuledger_torch_built_for.restype = ctypes.c_char_p
     u64, text = ctypes.c_uint64, ctypes.c_char_p
-    loaded.gpuledger_torch_push_owner.argtypes = [text, text, ctypes.POINTER(u64)]
-    loaded.gpuledger_torch_pop_owner.argtypes = [u64]
-    loaded.gpuledger_torch_usage.argtypes = [text, text, ctypes.POINTER(Usage)]
+    loaded.gpuledger_open_scope.argtypes = [text, ctypes.c_int, ctypes.c_int, ctypes.POINTER(u64)]
+    loaded.gpuledger_close_scope.argtypes = [u64]
+    loaded.gpuledger_process_usage.argtypes = [text, ctypes.c_int, ctypes.POINTER(Usage)]
     loaded.gpuledger_torch_inspect.argtypes = [ctypes.c_void_p, u64, ctypes.POINTER(Report)]
     loaded.gpuledger_torch_consume.argtypes = [ctypes.c_void_p, text, ctypes.c_int, u64, ctypes.POINTER(Report)]
     built_for = loaded.gpuledger_torch_built_for().decode()
@@ -94,9 +107,27 @@ def library() -> ctypes.PyDLL:
     return loaded
 
 
+@cache
+def role_of(name: str) -> int:
+    """The number of a role. ValueError names all there are."""
+    roles = []
+    while (role := library().gpuledger_role_name(len(roles))) is not None:
+        roles.append(role.decode())
+    if name not in roles:
+        raise ValueError(f"'{name}' is not a role; roles are {', '.join(roles)}")
+    return roles.index(name)
+
+
+def check_core(status: int) -> None:
+    """Raises what a ``gpuledger_status`` other than OK stands for."""
+    if status == OK:
+        return
+    raise ValueError(last_error()) if status == 1 else RuntimeError(last_error())
+
+
 def last_error() -> str:
     """What the last failed call of this thread says."""
-    return library().gpuledger_torch_last_error().decode(errors="replace")
+    return library().gpuledger_last_error().decode(errors="replace")
 
 
 def check(status: int) -> None:

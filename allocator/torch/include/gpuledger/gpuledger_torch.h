@@ -1,7 +1,7 @@
 /* gpuledger_torch.h - the LibTorch part of gpuledger for C, ctypes and other languages.
  *
  * Every function returns a gpuledger_torch_status unless it says otherwise, never throws, and leaves a sentence for
- * gpuledger_torch_last_error() when it fails. Callers from Python hold the GIL throughout (ctypes.PyDLL): freeing a
+ * gpuledger_last_error() (gpuledger.h) when it fails. Callers from Python hold the GIL throughout (ctypes.PyDLL): freeing a
  * storage and counting references both touch Python objects. Semantics: gpuledger/torch.h. */
 #ifndef GPULEDGER_GPULEDGER_TORCH_H_
 #define GPULEDGER_GPULEDGER_TORCH_H_
@@ -44,17 +44,6 @@ typedef struct {
   int32_t freeable; /* 0: policy report met bytes that cannot be freed through a tensor */
 } gpuledger_torch_report;
 
-/* In bytes, charged (rounding included) unless named otherwise. */
-typedef struct {
-  uint64_t in_use;
-  uint64_t requested;
-  uint64_t pending;
-  uint64_t peak;
-  uint64_t count;
-} gpuledger_torch_usage_t;
-
-/* The last failure of this thread, or "". Valid until the thread's next call. */
-GPULEDGER_TORCH_API const char* gpuledger_torch_last_error(void) GPULEDGER_TORCH_NOEXCEPT;
 /* The LibTorch this was built for, such as "2.11". */
 GPULEDGER_TORCH_API const char* gpuledger_torch_built_for(void) GPULEDGER_TORCH_NOEXCEPT;
 
@@ -62,17 +51,6 @@ GPULEDGER_TORCH_API int gpuledger_torch_install_cpu(void) GPULEDGER_TORCH_NOEXCE
 GPULEDGER_TORCH_API int gpuledger_torch_uninstall_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
 /* 1 or 0, not a status. */
 GPULEDGER_TORCH_API int gpuledger_torch_cpu_installed(void) GPULEDGER_TORCH_NOEXCEPT;
-
-/* What this thread allocates is paid by `path`, below the scope around it, until the scope is popped. `role` is a
- * role's name. Scopes are popped by the token they gave, on the thread that pushed them, the innermost first; one that
- * is popped too early ends with the one above it, and is INVALID_ARGUMENT. */
-GPULEDGER_TORCH_API int gpuledger_torch_push_owner(const char* path, const char* role, uint64_t* token)
-    GPULEDGER_TORCH_NOEXCEPT;
-GPULEDGER_TORCH_API int gpuledger_torch_pop_owner(uint64_t token) GPULEDGER_TORCH_NOEXCEPT;
-
-/* Usage of an owner, a role, or one role of one owner; null stands for all. All zero before an install. */
-GPULEDGER_TORCH_API int gpuledger_torch_usage(const char* owner, const char* role, gpuledger_torch_usage_t* usage)
-    GPULEDGER_TORCH_NOEXCEPT;
 
 /* `tensor_impl` is tensor._cdata. `own_python_references`: references to the tensor object that are the caller's. */
 GPULEDGER_TORCH_API int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,

@@ -1,0 +1,49 @@
+// gpuledger/process.h - all allocators of the process at once, whoever made them.
+//
+// For whoever asks about the program and not about one device: bindings, settles, recorders. Sums are over the allocators,
+// one read after the other; what other threads do in between may be in one and not in the other. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include <absl/functional/function_ref.h>
+#include <absl/status/status.h>
+#include <absl/status/statusor.h>
+
+#include "gpuledger/allocator.h"
+#include "gpuledger/ledger.h"
+
+namespace gpuledger {
+
+// Calls `visit` with each allocator there is now, in the order in which they were made, with no lock held. Whoever destroys
+// one meanwhile waits for the end; `visit` itself must not.
+GPULEDGER_EXPORT void ForEachAllocator(absl::FunctionRef<void(CachingAllocator&)> visit);
+
+// Of an owner, a role, or one role of one owner. Peaks are added up, each as its ledger has it.
+GPULEDGER_EXPORT Usage ProcessUsage(std::optional<OwnerId> owner = {}, std::optional<Role> role = {});
+GPULEDGER_EXPORT void ResetProcessPeak();
+
+// The block in use or pending that holds this address. kNotFound otherwise.
+GPULEDGER_EXPORT absl::StatusOr<LiveAllocation> FindInProcess(uint64_t address);
+// CachingAllocator::Transfer of the block in use that starts there. kNotFound otherwise.
+GPULEDGER_EXPORT absl::Status TransferInProcess(uint64_t address, Payer to);
+
+// Open if it is open in some ledger, else closed if it is closed in one.
+GPULEDGER_EXPORT Lineage ProcessLineage(OwnerId weight);
+// kFailedPrecondition if there is no allocator yet: nobody would know of it.
+GPULEDGER_EXPORT absl::Status OpenProcessLineage(OwnerId weight);
+GPULEDGER_EXPORT absl::Status CloseProcessLineage(OwnerId weight);
+
+// Roles source and staging, in use and pending, of all weights whose lineage is closed and whose name matches `glob`.
+// kFailedPrecondition, "undecided", if there is no such weight, if the lineage of one that matches is open, or if an owner
+// that matches holds such bytes and never had a lineage.
+struct ResidualOfGlob {
+  Bytes bytes;
+  std::vector<LiveAllocation> allocations;
+};
+GPULEDGER_EXPORT absl::StatusOr<ResidualOfGlob> ProcessResidual(std::string_view glob);
+
+}  // namespace gpuledger
