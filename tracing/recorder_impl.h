@@ -12,7 +12,9 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -27,6 +29,21 @@ namespace gpuledger {
 
 namespace trace {
 
+// Of one thread at a time.
+class Compressor {
+ public:
+  Compressor();
+  ~Compressor();
+  Compressor(const Compressor&) = delete;
+  Compressor& operator=(const Compressor&) = delete;
+  // The whole block: `header` completed, and `raw` compressed. Valid until the next call; empty if zstd failed.
+  std::span<const unsigned char> MakeBlock(BlockHeader header, std::span<const unsigned char> raw);
+
+ private:
+  ZSTD_CCtx_s* const context_;
+  std::vector<unsigned char> block_;
+};
+
 enum class SegmentState : uint8_t { kEmpty, kWriting, kFull, kDraining };
 
 struct alignas(64) Ring {
@@ -36,7 +53,7 @@ struct alignas(64) Ring {
   SegmentHeader* segment = nullptr;
   Deltas deltas;
   uint32_t known_owner = UINT32_MAX, known_site = UINT32_MAX;  // named in this file for certain
-  uint32_t current = 0;
+  std::atomic<uint32_t> current{0};
   uint64_t last_ns = 0;
 
   std::array<std::atomic<SegmentState>, kSegmentsInRing> states{};
@@ -45,6 +62,7 @@ struct alignas(64) Ring {
   uint64_t offset = 0;
   ThreadId thread{0};
   std::atomic<bool> in_use{true};
+  std::unique_ptr<Compressor> compressor;  // of its thread, once that has drained itself
 
   [[nodiscard]] SegmentHeader* SegmentAt(uint32_t index) const {
     return reinterpret_cast<SegmentHeader*>(base + kRingHead + index * kSegmentBytes);
@@ -58,6 +76,7 @@ struct Recorder::Impl {
   ~Impl();
 
   const RecorderOptions options;
+  const uint64_t number;  // never used again
   const std::unique_ptr<trace::RecorderFile> file;
 
   // ---- rings (recorder_rings.cc) ----
@@ -71,6 +90,8 @@ struct Recorder::Impl {
   std::atomic<uint64_t> next_segment{1};
   std::atomic<bool> ended{false};
 
+  void Register();
+  void Unregister();
   // The ring of the calling thread; null if there is no room for one, or the recorder has ended.
   trace::Ring* RingOf(ThreadId thread);
   trace::Ring* MakeRing(ThreadId thread);
@@ -81,11 +102,15 @@ struct Recorder::Impl {
   static void Commit(trace::Ring& ring, size_t bytes, uint64_t time);
   void WriteExtra(trace::Ring& ring, const trace::ExtraEntry& entry);
 
+  void Extra(trace::ExtraEntry entry) noexcept;  // of the calling thread, now
+
   // ---- names (recorder_names.cc) ----
 
   trace::IdSet owners, sites, modules;  // those that the file has
   void NameOwner(trace::Ring& ring, OwnerId owner, uint64_t time);
   void NameSite(trace::Ring& ring, SiteId site, uint64_t time);
+  // All of these, and their modules: for a snapshot.
+  static void NameSites(const std::vector<uint32_t>& ids, const std::function<void(const trace::ExtraEntry&)>& write);
 
   // ---- draining (recorder_drain.cc) ----
 
@@ -93,9 +118,9 @@ struct Recorder::Impl {
   std::thread drainer;
   void StartDrainer(bool with_snapshot);
   void DrainLoop(bool with_snapshot);
+  trace::Compressor compressor;  // of the drainer
   uint64_t DrainFull();  // all full segments of all rings; how many
-  void Drain(trace::Ring& ring, uint32_t index);  // claimed by the caller
-  bool AppendBlock(trace::BlockHeader header, std::span<const unsigned char> raw);
+  void Drain(trace::Ring& ring, uint32_t index, trace::Compressor& with);  // claimed by the caller
   void Finish();
 
   // ---- the live set (recorder_snapshot.cc) ----
@@ -103,7 +128,6 @@ struct Recorder::Impl {
   uint64_t folded_at = 0;      // the file's end when the last snapshot was taken; of the drainer
   uint64_t folded_before = 0;  // and the one before it
   uint64_t last_snapshot = 0;  // its offset
-  std::atomic<bool> punching{true};
   void Fold();                 // at the limit
   // Offset of its first block; 0 if there was no room.
   uint64_t WriteSnapshot();

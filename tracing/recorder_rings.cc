@@ -1,8 +1,7 @@
 // The path of an entry: from a record to bytes in the thread's segment.
-#include <pthread.h>
-
 #include <algorithm>
-#include <chrono>
+#include <cstring>
+#include <mutex>
 #include <utility>
 
 #include "recorder_impl.h"
@@ -17,11 +16,31 @@ namespace {
 // Of a record; what is longer asks for room itself.
 constexpr size_t kLongestRecord = 160;
 
-// Gives a thread's rings back as it ends. One recorder at a time is the process's; others are told by their list.
-struct ThreadEnd {
-  std::vector<std::pair<std::weak_ptr<Recorder::Impl*>, ThreadId>> left;
-  ~ThreadEnd();
+// Recorders by number, for threads that end when their recorder may be gone.
+struct Recorders {
+  std::mutex mutex;
+  std::vector<std::pair<uint64_t, Recorder::Impl*>> live;
 };
+Recorders& All() {
+  static auto& all = *new Recorders;  // never destroyed: threads end after main()
+  return all;
+}
+
+// Gives a thread's rings back as it ends.
+struct ThreadEnd {
+  std::vector<std::pair<uint64_t, ThreadId>> rings;
+  ~ThreadEnd() {
+    over = true;
+    const std::lock_guard lock(All().mutex);
+    for (const auto& [number, thread] : rings) {
+      for (const auto& [live, recorder] : All().live) {
+        if (live == number) recorder->LeaveRing(thread);
+      }
+    }
+  }
+  static thread_local bool over;
+};
+thread_local bool ThreadEnd::over = false;
 
 }  // namespace
 
@@ -97,10 +116,20 @@ void Recorder::Impl::MakeRoom(Ring& ring, size_t bytes) {
       const uint32_t index = (ring.current + i) % trace::kSegmentsInRing;
       SegmentState full = SegmentState::kFull;
       if (!ring.states[index].compare_exchange_strong(full, SegmentState::kDraining, std::memory_order_acq_rel)) continue;
-      Drain(ring, index);
+      if (ring.compressor == nullptr) ring.compressor = std::make_unique<trace::Compressor>();
+      Drain(ring, index, *ring.compressor);
       break;
     }
   }
+}
+
+void Recorder::Impl::Register() {
+  const std::lock_guard lock(All().mutex);
+  All().live.emplace_back(number, this);
+}
+void Recorder::Impl::Unregister() {
+  const std::lock_guard lock(All().mutex);
+  std::erase_if(All().live, [this](const auto& one) { return one.second == this; });
 }
 
 // ---- rings ---------------------------------------------------------------------------------------------------------------
@@ -145,7 +174,11 @@ Ring* Recorder::Impl::MakeRing(ThreadId thread) {
   ring->at = ring->limit = nullptr;
   MakeRoom(*ring, 1);
   (*leaf)[id % kLeaf].store(ring, std::memory_order_release);
-  trace::NoteThreadEnd(*this, thread);
+  // A thread that is past this keeps its ring: nobody will say that it is over.
+  if (!ThreadEnd::over) {
+    thread_local ThreadEnd end;
+    end.rings.emplace_back(number, thread);
+  }
   return ring;
 }
 

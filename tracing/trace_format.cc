@@ -9,9 +9,9 @@ namespace gpuledger::trace {
 namespace {
 
 // The first byte: kind in the low four bits, flags above.
-constexpr unsigned char kExtra = 15;
-enum AllocateFlag : unsigned char { kSamePayer = 1, kSameSite = 2, kSameStream = 4, kRegular = 8 };
-enum FreeFlag : unsigned char { kNextInOrder = 1, kAsBefore = 2, kSameLedger = 4 };
+constexpr unsigned kExtra = 15;
+constexpr unsigned kSamePayer = 1, kSameSite = 2, kSameStream = 4, kRegular = 8;  // of kAllocate
+constexpr unsigned kNextInOrder = 1, kAsBefore = 2, kSameLedger = 4;             // of frees
 
 void Put(unsigned char*& to, uint64_t value) {
   while (value >= 0x80) {

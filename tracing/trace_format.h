@@ -75,7 +75,7 @@ struct SegmentHeader {
   uint32_t committed;  // bytes of whole entries after this header
   uint32_t thread;
   uint32_t entries;    // written with `committed`
-  uint32_t padding[7];
+  uint32_t padding[9];
 };
 static_assert(sizeof(SegmentHeader) == 64);
 inline constexpr size_t kSegmentRoom = kSegmentBytes - sizeof(SegmentHeader);
@@ -124,8 +124,8 @@ struct ExtraEntry {
   uint64_t id = 0;          // owner, site, module, allocation, scope, ledger
   uint64_t value = 0, more = 0, third = 0;
   int32_t device = 0;
-  std::string_view text, text2;
-  std::span<const StackFrame> frames;
+  std::string_view text = {}, text2 = {};
+  std::span<const StackFrame> frames = {};
   const Record* record = nullptr;
 };
 

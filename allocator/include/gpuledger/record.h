@@ -60,4 +60,9 @@ class RecordSink {
   virtual void ScopeEnded(ScopeId scope) noexcept { static_cast<void>(scope); }
 };
 
+// Where ledgers write that were given no sink of their own: a recorder, once one serves the process, else null. It may be set
+// while ledgers are at work, and stays valid until it is replaced and nobody can be inside it.
+GPULEDGER_EXPORT RecordSink* DefaultRecordSink() noexcept;
+GPULEDGER_EXPORT void SetDefaultRecordSink(RecordSink* sink) noexcept;
+
 }  // namespace gpuledger

@@ -129,6 +129,9 @@ using FenceId = Id<struct FenceTag, uint64_t>;             // one recorded fence
 using PoolId = Id<struct PoolTag, uint64_t>;               // the pools of all, or a private pool (allocator.h)
 using TimePoint = Id<struct TimeTag, uint64_t>;            // nanoseconds of a steady clock
 
+// Dense, given to each thread the first time it asks.
+GPULEDGER_EXPORT ThreadId ThisThread();
+
 inline constexpr SiteId kNoSite{0};
 
 // What a block is to its owner. The order is that of reports.
