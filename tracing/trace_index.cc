@@ -83,6 +83,7 @@ void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<u
       place.number = segment.number;
       place.first_ns = segment.first_ns;
       place.raw_bytes = segment.committed;
+      place.entries = segment.entries;
       place.copied.assign(bytes.begin() + sizeof segment, bytes.begin() + static_cast<ptrdiff_t>(sizeof segment + segment.committed));
       found.emplace_back(segment.thread, std::move(place));
     }
@@ -143,7 +144,7 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
       at += kRingBytes;
       continue;
     }
-    SegmentPlace place{head.number, head.first_ns, at, head.stored_bytes, head.raw_bytes, {}};
+    SegmentPlace place{head.number, head.first_ns, at, head.stored_bytes, head.raw_bytes, head.entries, {}};
     if (head.type == BlockType::kSegment) {
       if (numbers.insert(head.number).second) index.by_thread[head.thread].push_back(std::move(place));
     } else if (at == index.header.snapshot || (!index.snapshot.empty() && index.snapshot.back().number == head.number + 1)) {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,7 +19,7 @@ struct SegmentPlace {
   uint64_t number = 0;
   uint64_t first_ns = 0;
   uint64_t offset = 0;  // of the block; 0: in `copied`
-  uint32_t stored_bytes = 0, raw_bytes = 0;
+  uint32_t stored_bytes = 0, raw_bytes = 0, entries = 0;
   std::vector<unsigned char> copied;
 };
 
