@@ -80,7 +80,8 @@ void Ledger::Impl::Complete(Shard& shard, Charge::Entry* entry, TimePoint now) {
 
 void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) {
   const uint64_t number = ++shard.sequence;
-  if (sink == nullptr) return;
+  RecordSink* const to = sink();
+  if (to == nullptr) return;
   Record record;
   record.sequence = number;
   record.time = now;
@@ -94,9 +95,10 @@ void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& ent
   record.thread = ThreadOf(shard);
   record.scope = entry.payer.scope;
   record.device = device;
+  record.ledger = id;
   record.role = entry.payer.role;
   record.kind = kind;
-  sink->Write(record);
+  to->Write(record);
 }
 
 void Ledger::Impl::WriteNote(Shard& shard, Record record, TimePoint now) {
@@ -104,7 +106,14 @@ void Ledger::Impl::WriteNote(Shard& shard, Record record, TimePoint now) {
   record.time = now;
   record.thread = ThreadOf(shard);
   record.sequence = ++shard.sequence;
-  if (sink != nullptr) sink->Write(record);
+  record.ledger = id;
+  if (RecordSink* const to = sink()) to->Write(record);
+}
+
+LedgerMoment::Cut Ledger::Impl::CutOf(Shard& shard) const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+  if (shard.attached) return {shard.thread, shard.sequence};  // held already
+  SpinHold hold(shard.mutex);
+  return {shard.thread, shard.sequence};
 }
 
 void Ledger::Impl::Tell(Shard& shard) {

@@ -114,15 +114,13 @@ struct alignas(64) Ledger::Shard {
   explicit Shard(PerThreadKind kind);
 };
 
-// Dense, given to each thread the first time it asks.
-ThreadId ThisThread();
-
 struct Ledger::Impl {
   Impl(DeviceId device_id, const Clock& its_clock, RecordSink* its_sink);
 
+  const LedgerId id;
   const DeviceId device;
   const Clock& clock;
-  RecordSink* const sink;
+  RecordSink* const own_sink;  // null: DefaultRecordSink()
 
   // ---- for the allocator, which asks for its shard and the time once an operation ----
 
@@ -228,6 +226,8 @@ struct Ledger::Impl {
     return shard.late ? ThisThread() : shard.thread;
   }
   void Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
+  [[nodiscard]] RecordSink* sink() const { return own_sink != nullptr ? own_sink : DefaultRecordSink(); }
+  LedgerMoment::Cut CutOf(Shard& shard) const GPULEDGER_REQUIRES(central);
   void WriteNote(Shard& shard, Record record, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
 
   // ---- reports; the ledger is stopped ----

@@ -124,8 +124,14 @@ std::vector<LiveAllocation> Ledger::live() const {
 
 LedgerMoment Ledger::moment() const {
   LedgerMoment now;
+  now.id = impl_->id;
+  const std::vector<Shard*> shards = impl_->shards.All();
   {
     Stopped stopped(*impl_);
+    now.time = impl_->clock.now();
+    // A change that is in the accounts may not be written yet where its thread holds a detached shard: it writes before it lets
+    // go, and nothing else can reach the ledger meanwhile.
+    for (Shard* const shard : shards) now.cuts.push_back(impl_->CutOf(*shard));
     now.usage = impl_->Read(impl_->total);
     now.owners = impl_->ByOwner();
     now.live.reserve(now.usage.count + now.usage.pending_count);

@@ -20,9 +20,13 @@ Ledger::Shard::Shard(PerThreadKind kind)
       late(kind == PerThreadKind::kLate) {}
 
 Ledger::Impl::Impl(DeviceId device_id, const Clock& its_clock, RecordSink* its_sink)
-    : device(device_id),
+    : id([] {
+        static std::atomic<uint32_t> next{1};
+        return LedgerId(next.fetch_add(1, std::memory_order_relaxed));
+      }()),
+      device(device_id),
       clock(its_clock),
-      sink(its_sink),
+      own_sink(its_sink),
       shards({
           .make = [](PerThreadKind kind) { return std::make_shared<Shard>(kind); },
           .abandon =

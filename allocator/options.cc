@@ -58,7 +58,7 @@ constexpr std::string_view kElsewhere[] = {"GPULEDGER_BINARY", "GPULEDGER_FAKE_C
                                            "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_CUDA",
                                            "GPULEDGER_SCALE_MINIMISE_SECONDS", "GPULEDGER_SCALE_OPERATIONS",
                                            "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH_LIBRARY",
-                                           "GPULEDGER_TRACES"};
+                                           "GPULEDGER_TRACE", "GPULEDGER_TRACE_LIMIT", "GPULEDGER_TRACES"};
 
 std::string KnownVariables() {
   std::string text;

@@ -16,6 +16,19 @@ endif()
 # Part of every target, also of those that an installed package exports without it.
 link_libraries($<BUILD_INTERFACE:gpuledger_flags>)
 
+# fmt. Only where it is not version 9 is it header-only: what its library consists of differs from version to version. Files
+# that see LibTorch take it header-only, because LibTorch brings the headers of another version.
+add_library(gpuledger_fmt INTERFACE)
+if(fmt_VERSION VERSION_GREATER_EQUAL 9 AND fmt_VERSION VERSION_LESS 10)
+  add_library(gpuledger_fmt_code STATIC ${CMAKE_CURRENT_LIST_DIR}/fmt_implementation.cc)
+  set_target_properties(gpuledger_fmt_code PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  get_target_property(fmt_headers fmt::fmt-header-only INTERFACE_INCLUDE_DIRECTORIES)
+  target_include_directories(gpuledger_fmt_code SYSTEM PUBLIC ${fmt_headers})
+  target_link_libraries(gpuledger_fmt INTERFACE gpuledger_fmt_code)
+else()
+  target_link_libraries(gpuledger_fmt INTERFACE fmt::fmt-header-only)
+endif()
+
 # Precompiled headers, for the presets whose compile time is most of their run. The release preset compiles without, so that
 # no file can lack an include. gpuledger_precompiled(TARGET): what libraries and programs share, compiled once for each.
 set(GPULEDGER_SHARED_HEADERS <algorithm> <atomic> <functional> <map> <memory> <optional> <span> <string> <string_view> <thread>
@@ -38,7 +51,7 @@ function(gpuledger_precompiled target)
     else()
       add_library(${pch} OBJECT EXCLUDE_FROM_ALL ${CMAKE_BINARY_DIR}/${pch}.cc)
     endif()
-    target_link_libraries(${pch} PRIVATE fmt::fmt-header-only absl::flat_hash_map absl::statusor)
+    target_link_libraries(${pch} PRIVATE gpuledger_fmt absl::flat_hash_map absl::statusor)
     target_precompile_headers(${pch} PRIVATE ${GPULEDGER_SHARED_HEADERS} ${more})
   endif()
   target_precompile_headers(${target} REUSE_FROM ${pch})
@@ -58,7 +71,11 @@ function(gpuledger_test name)
   else()
     set(library gpuledger::gpuledger)
   endif()
-  target_link_libraries(${name} PRIVATE ${library} fmt::fmt-header-only GTest::gtest GTest::gmock GTest::gtest_main
+  set(format gpuledger_fmt)
+  if("torch_wheel" IN_LIST arg_LIBRARIES)
+    set(format fmt::fmt-header-only)
+  endif()
+  target_link_libraries(${name} PRIVATE ${library} ${format} GTest::gtest GTest::gmock GTest::gtest_main
                         ${arg_LIBRARIES})
   gpuledger_precompiled(${name})
   include(GoogleTest)

@@ -48,7 +48,7 @@ closing=$(grep -E '^[0-9]+% tests passed' "$ROOT/build/$preset/ctest.log") || cl
 if [[ $preset == release ]]; then
   say "Python tests"
   # pytest closes with its own line; ctest's is repeated before it, so that both are the last ones.
-  "$PYTHON" -m pytest --color="$([[ -n $BOLD ]] && echo yes || echo no)" tests </dev/null 2>&1 |
+  "$PYTHON" -m pytest --numprocesses "$(($(nproc) < 4 ? $(nproc) : 4))" --dist loadfile --color="$([[ -n $BOLD ]] && echo yes || echo no)" tests </dev/null 2>&1 |
     tee "$ROOT/build/$preset/pytest.log" || failed=1
   closing+=$'\n'$(tail -n 1 "$ROOT/build/$preset/pytest.log")
 fi

@@ -121,16 +121,24 @@ struct Residual {
 
 // The ledger at one instant.
 struct LedgerMoment {
+  LedgerId id{0};
+  TimePoint time{0};
   Usage usage;                          // of the device
   std::vector<OwnerUsage> owners;       // in no order
   std::vector<LiveAllocation> live;     // in use and pending, by time
   std::vector<OwnerId> open_lineages;   // by id
   std::vector<OwnerId> closed_lineages;
+  // The number of each thread's last record of a change that is in it; later ones are of later changes.
+  struct Cut {
+    ThreadId thread{0};
+    uint64_t sequence = 0;
+  };
+  std::vector<Cut> cuts;
 };
 
 class GPULEDGER_EXPORT Ledger {
  public:
-  // `clock` stamps records and charges; `sink` takes records, null for none. Both outlive the ledger.
+  // `clock` stamps records and charges; `sink` takes records, null for DefaultRecordSink(). Both outlive the ledger.
   Ledger(DeviceId device, const Clock& clock, RecordSink* sink = nullptr);
   ~Ledger();
   Ledger(const Ledger&) = delete;

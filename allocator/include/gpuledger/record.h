@@ -37,6 +37,7 @@ struct Record {
   ThreadId thread{0};
   ScopeId scope{0};  // of its payer: the transient scope it was made in, 0 for none or once it is adopted
   DeviceId device{0};
+  LedgerId ledger{0};  // whose record it is; a thread's sequence is one for each ledger
   Role role = Role::kOther;
   RecordKind kind = RecordKind::kAllocate;
 };
@@ -58,5 +59,10 @@ class RecordSink {
   // A transient scope is over (owner.h). Called with no lock held, of the process's default sink alone.
   virtual void ScopeEnded(ScopeId scope) noexcept { static_cast<void>(scope); }
 };
+
+// Where ledgers write that were given no sink of their own: a recorder, once one serves the process, else null. It may be set
+// while ledgers are at work, and stays valid until it is replaced and nobody can be inside it.
+GPULEDGER_EXPORT RecordSink* DefaultRecordSink() noexcept;
+GPULEDGER_EXPORT void SetDefaultRecordSink(RecordSink* sink) noexcept;
 
 }  // namespace gpuledger

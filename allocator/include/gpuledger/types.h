@@ -122,11 +122,15 @@ using OwnerId = Id<struct OwnerTag, uint32_t>;             // interned owner pat
 using SiteId = Id<struct SiteTag, uint32_t>;               // interned call stack; kNoSite if none was taken
 using ScopeId = Id<struct ScopeTag, uint32_t>;             // a transient owner scope (owner.h), one number each; 0: none
 using ThreadId = Id<struct ThreadTag, uint32_t>;           // dense, given to each thread when it is first asked for
+using LedgerId = Id<struct LedgerTag, uint32_t>;           // dense, one number for each ledger of the process
 using AllocationId = Id<struct AllocationTag, uint64_t>;   // unique in one process, never reused
 using HandleId = Id<struct HandleTag, uint64_t>;           // one piece of physical memory of one upstream
 using FenceId = Id<struct FenceTag, uint64_t>;             // one recorded fence of one upstream
 using PoolId = Id<struct PoolTag, uint64_t>;               // the pools of all, or a private pool (allocator.h)
 using TimePoint = Id<struct TimeTag, uint64_t>;            // nanoseconds of a steady clock
+
+// Dense, given to each thread the first time it asks.
+GPULEDGER_EXPORT ThreadId ThisThread();
 
 inline constexpr SiteId kNoSite{0};
 

@@ -34,8 +34,10 @@ class GPULEDGER_EXPORT Recorder final : public RecordSink {
  public:
   // Errors: kAlreadyExists, kPermissionDenied and the like, with the path and errno's sentence.
   static absl::StatusOr<std::unique_ptr<Recorder>> Start(const RecorderOptions& options);
-  // Finishes the file: kProgramEnded, all compressed. No thread may write any more.
+  // End(), and no thread may be inside any more.
   ~Recorder() override;
+  // Finishes the file: kProgramEnded, all compressed. What is written afterwards goes nowhere. A second call does nothing.
+  void End() noexcept;
 
   // The recorder that serves ledgers without a sink of their own; null if there is none. Start it once; it lives until the
   // process ends, and is finished by an exit handler. What is live already becomes the snapshot at the file's beginning.
@@ -47,12 +49,15 @@ class GPULEDGER_EXPORT Recorder final : public RecordSink {
   void Mark(std::string_view text) noexcept;
   void Settle(SettleStep step) noexcept;
   void Fact(DeviceId device, AllocationId allocation, FactKind fact, uint64_t value, std::string_view text) noexcept;
-  void ScopeEnded(ScopeId scope) noexcept;
+  void ScopeEnded(ScopeId scope) noexcept override;
 
   [[nodiscard]] const std::string& path() const;
   // Entries that went into no file, because the disk was full.
   [[nodiscard]] uint64_t lost() const;
 
+  // The library's own: StartOfProcess in two steps. The snapshot is taken once entries come in.
+  static absl::StatusOr<std::unique_ptr<Recorder>> StartWithSnapshot(const RecorderOptions& options);
+  void BeginServing();
   struct Impl;
 
  private:

@@ -19,9 +19,11 @@ enum class EntryKind : uint8_t {
   kSettle,         // `settle`: a settle has come to this step
   kFact,           // `fact` about the allocation `record.allocation` of `record.device`; `text` or `value` by its kind
   kScopeEnded,     // the transient scope `scope` is over (OwnerScope::Transient): what was allocated in it should be gone
-  kSnapshotBegin,  // what was live when recording began, or when older entries were dropped: kSnapshot entries follow,
-  kSnapshot,       // one for each live allocation: `record` as of its kAllocate, its owner as of now, `pending`
-  kSnapshotEnd,
+  // What was so when recording began, or when older entries were dropped. It comes first:
+  kSnapshot,          // a live allocation: `record` as of its kAllocate, its owner as of then, `pending`
+  kSnapshotPeak,      // of ledger `record.ledger`: `value` the most that was in use, `record.charged` what was reserved
+  kSnapshotPeakShare, // of it, what `record.owner` and `record.role` had at the peak: `value`
+  kSnapshotLineage,   // of weight `record.owner`: `value` 0 open, 1 closed
   kProgramEnded,   // the process ended in good order: nothing comes after
 };
 
@@ -48,7 +50,7 @@ struct TraceEntry {
   Record record;  // of the other kinds: time, thread and sequence, and what is named above
   SettleStep settle = SettleStep::kBegin;
   FactKind fact = FactKind::kHolder;
-  ScopeId scope{0};       // kRecord of kAllocate, kSnapshot: the transient scope it was made in, 0 for none
+  ScopeId scope{0};       // kScopeEnded: which
   bool pending = false;   // kSnapshot
   uint64_t value = 0;
   std::string_view text;  // valid until the next entry is read
