@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "gpuledger/owner.h"
+#include "gpuledger/sites.h"
 
 namespace gpuledger {
 namespace {
@@ -49,6 +50,16 @@ std::vector<LeakGroup> Sorted(Groups& groups) {
 
 std::vector<TraceFrame> StackOf(SiteId site) {
   if (site == kNoSite) return {};
+  if (std::vector<SiteFrame> taken; FramesOf(site, &taken)) {
+    std::vector<TraceFrame> frames;
+    for (SiteFrame& f : taken) {
+      LoadedModule module;
+      if (!f.python && !ModuleById(f.module, &module)) module = {};
+      frames.push_back({f.python, std::move(f.function), f.python ? std::move(f.file) : std::move(module.path), f.line, f.offset, std::move(module.build_id)});
+    }
+    return frames;
+  }
+  if (site.value() >> 31 != 0) return {};  // a stack's id, and nobody took it in this process
   // SiteHere's: "leaky_load.cc:41 (Convert)".
   const std::string_view name = SiteName(site);
   TraceFrame frame;
