@@ -80,6 +80,13 @@ struct CachingAllocator::Impl {
   // The ledger's part of a free, and its record.
   void Uncharge(Ledger::Shard& shard, Block* block) GPULEDGER_REQUIRES(shard.mutex);
   void FreePending(Ledger::Shard& shard, Block* block);
+  // Calls `visit(place, size)` with all places where addresses of blocks are noted, and `live` with each block in use.
+  // Between CachingAllocator::LockForFork and UnlockAfterFork.
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit, absl::FunctionRef<void(const Charge::Entry&)> live) const;
+  template <class Visit>
+  void VisitRanges(Visit visit) const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS {
+    for (const auto& pool : placement.pools()) visit(pool->range());
+  }
   // Back to the pool, without waiting for its lock.
   void GiveBack(Block* block);
   void GiveBackList(Block* list);

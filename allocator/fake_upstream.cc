@@ -116,6 +116,11 @@ DeviceId FakeUpstream::device() const { return state_->options.device; }
 Bytes FakeUpstream::granularity() const { return state_->options.granularity; }
 Capabilities FakeUpstream::capabilities() const { return CapabilitiesOf(state_->options); }
 
+void FakeUpstream::VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const {
+  MutexLock lock(state_->mutex);
+  state_->books.VisitNotes(visit);
+}
+
 MemoryInfo FakeUpstream::memory_info() const {
   MutexLock lock(state_->mutex);
   return state_->books.memory_info();

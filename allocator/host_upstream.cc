@@ -124,6 +124,11 @@ TimePoint HostUpstream::now() const {
   return TimePoint(static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::nanoseconds>(since).count()));
 }
 
+void HostUpstream::VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const {
+  MutexLock lock(state_->mutex);
+  state_->books.VisitNotes(visit);
+}
+
 MemoryInfo HostUpstream::memory_info() const {
   MutexLock lock(state_->mutex);
   return state_->books.memory_info();

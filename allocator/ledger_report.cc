@@ -134,6 +134,7 @@ LedgerMoment Ledger::moment() const {
     for (Shard* const shard : shards) now.cuts.push_back(impl_->CutOf(*shard));
     now.usage = impl_->Read(impl_->total);
     now.owners = impl_->ByOwner();
+    now.live.reserve(now.usage.count + now.usage.pending_count);
     impl_->ForEachLive([&](const Charge::Entry& e) { now.live.push_back(e.info()); });
     impl_->owners.ForEach([&](const OwnerAccounts& owner) {
       if (owner.lineage == LineageState::kOpen) now.open_lineages.push_back(owner.id);

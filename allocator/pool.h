@@ -31,6 +31,10 @@ class BlockStore {
  public:
   Block* Make();
   void Recycle(Block* block);
+  template <class Visit>
+  void VisitNotes(Visit visit) const {
+    for (const auto& blocks : storage_) visit(blocks.get(), sizeof(*blocks));
+  }
 
  private:
   std::vector<std::unique_ptr<std::array<Block, 128>>> storage_;
@@ -128,6 +132,12 @@ class Pool {
 
   // ---- what is read ----
 
+  // Where it and its blocks are: addresses of blocks are noted there.
+  template <class Visit>
+  void VisitNotes(Visit visit) const GPULEDGER_REQUIRES(mutex) {
+    visit(this, sizeof(*this));
+    store_.VisitNotes(visit);
+  }
   [[nodiscard]] Block* first() const GPULEDGER_REQUIRES(mutex) { return first_; }
   [[nodiscard]] Bytes mapped() const GPULEDGER_REQUIRES(mutex) { return mapped_; }  // of its handles
   // What of it is wholly cached handles.

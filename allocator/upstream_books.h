@@ -76,6 +76,11 @@ class UpstreamBooks {
   [[nodiscard]] const std::map<uint64_t, Bytes>& ranges() const { return ranges_; }
   [[nodiscard]] const std::map<uint64_t, Mapping>& mappings() const { return mappings_; }
   [[nodiscard]] const absl::flat_hash_map<HandleId, Handle>& handles() const { return handles_; }
+  // Upstream::VisitNotes.
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const {
+    for (const auto& range : ranges_) visit(&range, sizeof(range));
+    for (const auto& mapping : mappings_) visit(&mapping, sizeof(mapping));
+  }
   [[nodiscard]] size_t fence_count() const { return fences_.size(); }
 
  private:

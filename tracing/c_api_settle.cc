@@ -56,6 +56,10 @@ gpuledger_status gpuledger_settle_released(gpuledger_settle_state* settle) noexc
   });
 }
 
+gpuledger_status gpuledger_settle_find_lost(gpuledger_settle_state* settle) noexcept {
+  return With(settle, [](Settle& s) { return s.FindLost(); });
+}
+
 gpuledger_status gpuledger_settle_blocks(const gpuledger_settle_state* settle, uint64_t* addresses, uint64_t* sizes, uint64_t room,
                                          uint64_t* count) noexcept {
   return With(settle, [&](const Settle& s) -> absl::Status {

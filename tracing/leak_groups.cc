@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "gpuledger/owner.h"
+#include "gpuledger/sites.h"
 
 namespace gpuledger {
 namespace {
@@ -47,8 +48,25 @@ std::vector<LeakGroup> Sorted(Groups& groups) {
 
 }  // namespace
 
+namespace {
+
 std::vector<TraceFrame> StackOf(SiteId site) {
   if (site == kNoSite) return {};
+  std::vector<SiteFrame> frames;
+  if (FramesOf(site, &frames)) {
+    std::vector<TraceFrame> stack;
+    for (const SiteFrame& f : frames) {
+      TraceFrame& frame = stack.emplace_back();
+      frame.python = f.python;
+      frame.function = f.function;
+      frame.file = f.file;
+      frame.line = f.line;
+      frame.offset = f.offset;
+      LoadedModule module;
+      if (!f.python && ModuleById(f.module, &module)) frame.file = module.path, frame.build_id = module.build_id;
+    }
+    return stack;
+  }
   // SiteHere's: "leaky_load.cc:41 (Convert)".
   const std::string_view name = SiteName(site);
   TraceFrame frame;
@@ -61,7 +79,20 @@ std::vector<TraceFrame> StackOf(SiteId site) {
   return {frame};
 }
 
-void FillGroups(const std::vector<LiveBlock>& blocks, const std::vector<uint64_t>& ages_ns, const std::vector<BlockVerdict>& verdicts,
+class ProcessNames final : public Names {
+ public:
+  std::string_view owner(OwnerId owner) const override { return OwnerName(owner); }
+  std::vector<TraceFrame> stack(SiteId site) const override { return StackOf(site); }
+};
+
+}  // namespace
+
+const Names& NamesOfThisProcess() {
+  static const ProcessNames names;
+  return names;
+}
+
+void FillGroups(const Names& names, const std::vector<LiveBlock>& blocks, const std::vector<uint64_t>& ages_ns, const std::vector<BlockVerdict>& verdicts,
                 const ReportOptions& options, LeakReport* report) {
   std::map<std::tuple<LeakClass, Severity, OwnerId, Role, SiteId, std::vector<std::string>>, LeakGroup> leaks;
   std::map<std::pair<OwnerId, Role>, LeakGroup> kept;
@@ -80,13 +111,13 @@ void FillGroups(const std::vector<LiveBlock>& blocks, const std::vector<uint64_t
       group = &at->second;
       if (fresh) {
         group->holders = HoldersOf(block);
-        group->stack = StackOf(block.site);
-        group->suppressed_by = options.suppressions.Match(OwnerName(block.payer.owner), group->stack);
+        group->stack = names.stack(block.site);
+        group->suppressed_by = options.suppressions.Match(names.owner(block.payer.owner), group->stack);
       }
     }
     group->leak_class = verdict.leak_class;
     group->severity = verdict.severity;
-    group->owner = OwnerName(block.payer.owner);
+    group->owner = names.owner(block.payer.owner);
     group->role = block.payer.role;
     Count(block, ages_ns[i], group);
   }

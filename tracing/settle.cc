@@ -16,7 +16,7 @@ namespace gpuledger {
 struct Settle::Impl {
   // Side by side: what is judged, where it is, how old it was.
   std::vector<LiveBlock> blocks;
-  std::vector<Place> places;
+  std::vector<Place> places;     // addresses inverted, so that nobody takes them for the program's
   std::vector<uint64_t> ages_ns;
   LeakReport ledgers;            // the figures that come from the ledgers
   std::string broken;            // the equation that did not hold at the beginning
@@ -30,8 +30,18 @@ struct Settle::Impl {
   void LearnFacts();
 };
 
+namespace {
+
+// So that a search for addresses does not find those that lay here.
+void Wipe(std::vector<LiveAllocation>& allocations) {
+  for (LiveAllocation& a : allocations) a.address = DevicePtr::Null(a.address.device());
+  asm volatile("" : : "r"(allocations.data()) : "memory");
+}
+
+}  // namespace
+
 void Settle::Impl::Begin(CachingAllocator& allocator) {
-  const LedgerMoment moment = allocator.ledger().moment();
+  LedgerMoment moment = allocator.ledger().moment();
   const uint64_t now = allocator.upstream().now().value();
   Bytes in_use, pending;
   for (const LiveAllocation& a : moment.live) {
@@ -47,13 +57,14 @@ void Settle::Impl::Begin(CachingAllocator& allocator) {
     block.pending = a.pending;
     (a.pending ? pending : in_use) += a.charged;
     blocks.push_back(std::move(block));
-    places.push_back({a.address.address(), a.requested});
+    places.push_back({~a.address.address(), a.requested});
     ages_ns.push_back(now - std::min(now, a.time.value()));
   }
   if (in_use != moment.usage.in_use || pending != moment.usage.pending) {
     broken = fmt::format("the live blocks sum to {} in use and {} pending, their ledger says {} and {}", ToString(in_use), ToString(pending),
                          ToString(moment.usage.in_use), ToString(moment.usage.pending));
   }
+  Wipe(moment.live);
   const Totals totals = allocator.totals();
   ledgers.in_use += in_use, ledgers.pending += pending, ledgers.live += in_use + pending;
   ledgers.rounding += moment.usage.in_use - moment.usage.requested;
@@ -76,11 +87,16 @@ Settle::~Settle() = default;
 
 // Which of the blocks have gone since the last step.
 void Settle::Impl::Step(SettleStep step) {
-  absl::flat_hash_map<AllocationId, LiveAllocation> live;
+  struct Now {
+    Payer payer;
+    bool pending;
+  };
+  absl::flat_hash_map<AllocationId, Now> live;
   context.open_lineages.clear(), context.closed_lineages.clear();
   ForEachAllocator([&](CachingAllocator& allocator) {
-    const LedgerMoment moment = allocator.ledger().moment();
-    for (const LiveAllocation& a : moment.live) live.emplace(a.id, a);
+    LedgerMoment moment = allocator.ledger().moment();
+    for (const LiveAllocation& a : moment.live) live.emplace(a.id, Now{a.payer, a.pending});
+    Wipe(moment.live);
     context.open_lineages.insert(context.open_lineages.end(), moment.open_lineages.begin(), moment.open_lineages.end());
     context.closed_lineages.insert(context.closed_lineages.end(), moment.closed_lineages.begin(), moment.closed_lineages.end());
   });
@@ -102,7 +118,7 @@ void Settle::Impl::Step(SettleStep step) {
   }
   if (step != SettleStep::kEnd) return;
   absl::flat_hash_set<AllocationId> ids;
-  for (const auto& [id, allocation] : live) ids.insert(id);
+  for (const auto& [id, now] : live) ids.insert(id);
   KeepFactsOf(ids);
 }
 
@@ -128,6 +144,17 @@ void Settle::Collected() {
 
 void Settle::Released() {
   impl_->Step(SettleStep::kReleased);
+}
+
+absl::Status Settle::FindLost() {
+  absl::StatusOr<std::vector<LiveAllocation>> lost = gpuledger::FindLost();
+  if (!lost.ok()) return lost.status();
+  for (const LiveAllocation& a : *lost) {
+    // One that was freed meanwhile is none.
+    static_cast<void>(gpuledger::NoteFact(a.address.address(), FactKind::kUnreachable, 0, ""));
+  }
+  Wipe(*lost);
+  return absl::OkStatus();
 }
 
 absl::Status Settle::NoteFact(uint64_t address, FactKind kind, uint64_t value, std::string_view text) {
@@ -171,7 +198,7 @@ void Settle::End() {
 std::vector<Settle::Place> Settle::places() const {
   std::vector<Place> places;
   for (size_t i = 0; i < impl_->blocks.size(); ++i) {
-    if (!impl_->blocks[i].pending && !impl_->blocks[i].gone) places.push_back(impl_->places[i]);
+    if (!impl_->blocks[i].pending && !impl_->blocks[i].gone) places.push_back({~impl_->places[i].address, impl_->places[i].size});
   }
   return places;
 }
@@ -182,7 +209,7 @@ absl::StatusOr<LeakReport> Settle::Report(const ReportOptions& options) const {
   LeakReport report = s.ledgers;
   report.settled = s.context.settled;
   if (!report.settled) report.undecided_why = s.completed ? "the settle did not come to its end" : s.not_completed;
-  FillGroups(s.blocks, s.ages_ns, Classify(s.blocks, s.context), options, &report);
+  FillGroups(NamesOfThisProcess(), s.blocks, s.ages_ns, Classify(s.blocks, s.context), options, &report);
   Bytes sum;
   for (const ClassTotal& total : report.classes) sum += total.bytes;
   if (sum != report.live) {

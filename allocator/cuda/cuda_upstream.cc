@@ -127,6 +127,12 @@ DeviceId CudaUpstream::device() const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { retu
 Capabilities CudaUpstream::capabilities() const { return state_->capabilities; }
 Bytes CudaUpstream::granularity() const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { return state_->books.granularity(); }
 
+void CudaUpstream::VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const {
+  if (state_->context->in_forked_child()) return;  // another thread may have held the mutex when the process forked
+  MutexLock lock(state_->mutex);
+  state_->books.VisitNotes(visit);
+}
+
 MemoryInfo CudaUpstream::memory_info() const {
   const cuda::Inside inside(*state_->context);
   size_t free = 0, total = 0;

@@ -49,6 +49,33 @@ class LedgerTest : public ::testing::Test {
   uint64_t next_address = 0;
 };
 
+TEST_F(LedgerTest, AChargeIsOfTheTransientScopeItWasMadeInUntilItIsTransferred) {
+  const ScopeId scope{7};
+  const Payer payer{InternOwner("ledger/t"), Role::kScratch, scope};
+  const Charge charge = ledger.Debit({payer, 100_B, 512_B, Stream::Default(kDevice), DevicePtr(kDevice, 512)});
+  EXPECT_EQ(charge.info().payer.scope, scope);
+  EXPECT_EQ(ledger.live()[0].payer.scope, scope);
+  ledger.Transfer(charge, {payer.owner, payer.role});  // adopted, under its own name
+  EXPECT_EQ(ledger.moment().live[0].payer.scope, ScopeId(0));
+  EXPECT_EQ(ledger.usage(payer.owner).in_use, 512_B);
+  ASSERT_EQ(sink.records.size(), 2u);
+  EXPECT_EQ(sink.records[0].scope, scope);
+  EXPECT_EQ(sink.records[1].scope, ScopeId(0));
+}
+
+TEST_F(LedgerTest, AMomentIsAllOfTheLedger) {
+  const Charge charge = Pay("ledger/m", Role::kSource, 1000_B);
+  ledger.OpenLineage(InternOwner("ledger/m"));
+  ledger.OpenLineage(InternOwner("ledger/n"));
+  ledger.CloseLineage(InternOwner("ledger/n"));
+  const LedgerMoment moment = ledger.moment();
+  EXPECT_EQ(moment.usage.in_use, 1024_B);
+  ASSERT_EQ(moment.live.size(), 1u);
+  EXPECT_EQ(moment.live[0].id, charge.info().id);
+  EXPECT_THAT(moment.open_lineages, ElementsAre(InternOwner("ledger/m")));
+  EXPECT_THAT(moment.closed_lineages, ElementsAre(InternOwner("ledger/n")));
+}
+
 TEST_F(LedgerTest, CreditsTheOwnerWhenTheChargeDies) {
   const OwnerId owner = InternOwner("ledger/a");
   {

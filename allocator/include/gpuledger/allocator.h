@@ -195,7 +195,9 @@ class GPULEDGER_EXPORT CachingAllocator {
   void UnlockAfterFork();
   void ForgetOtherThreads();  // in the child
 
-  struct Impl;  // the library's own (allocator_impl.h)
+  // The library's own (allocator_impl.h).
+  struct Impl;
+  [[nodiscard]] Impl& impl() const { return *impl_; }
 
  private:
   std::unique_ptr<Impl> impl_;

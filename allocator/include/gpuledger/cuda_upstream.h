@@ -47,6 +47,7 @@ class GPULEDGER_EXPORT CudaUpstream final : public Upstream {
   [[nodiscard]] Bytes granularity() const override;
   // As the driver says: others use this memory too. No byte is free if it cannot say.
   [[nodiscard]] MemoryInfo memory_info() const override;
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const override;
   absl::StatusOr<Range> Reserve(Bytes size) override;
   absl::Status Unreserve(Range range) override;
   absl::StatusOr<HandleId> CreateHandle(Bytes size) override;

@@ -67,6 +67,7 @@ class GPULEDGER_EXPORT FakeUpstream final : public Upstream {
   [[nodiscard]] Capabilities capabilities() const override;
   [[nodiscard]] Bytes granularity() const override;
   [[nodiscard]] MemoryInfo memory_info() const override;
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const override;
   absl::StatusOr<Range> Reserve(Bytes size) override;
   absl::Status Unreserve(Range range) override;
   absl::StatusOr<HandleId> CreateHandle(Bytes size) override;

@@ -33,6 +33,7 @@ class ForwardingUpstream : public Upstream {
   bool Capturing(Stream stream) const override { return inner.Capturing(stream); }
   void DropFence(FenceId fence) override { inner.DropFence(fence); }
   std::vector<FenceId> PassedFences(std::span<const FenceId> fences) override { return inner.PassedFences(fences); }
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const override { inner.VisitNotes(visit); }
 
   Upstream& inner;
 };

@@ -30,6 +30,7 @@ class GPULEDGER_EXPORT HostUpstream : public Upstream {
   [[nodiscard]] DeviceId device() const override { return DeviceId(0); }
   [[nodiscard]] Bytes granularity() const override { return Bytes(uint64_t{2} << 20); }
   [[nodiscard]] MemoryInfo memory_info() const override;  // of `total`, not of what the computer has left
+  void VisitNotes(absl::FunctionRef<void(const void*, size_t)> visit) const override;
   absl::StatusOr<Range> Reserve(Bytes size) override;
   absl::Status Unreserve(Range range) override;
   absl::StatusOr<HandleId> CreateHandle(Bytes size) override;

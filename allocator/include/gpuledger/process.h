@@ -31,6 +31,16 @@ GPULEDGER_EXPORT absl::StatusOr<LiveAllocation> FindInProcess(uint64_t address);
 // CachingAllocator::Transfer of the block in use that starts there. kNotFound otherwise.
 GPULEDGER_EXPORT absl::Status TransferInProcess(uint64_t address, Payer to);
 
+// Blocks in use of whose bytes no address is found in the host memory of the process: whoever held them has lost them.
+//
+// Looked at: all private memory that can be written (globals, stacks, thread-locals, what malloc gave out, and what it has back
+// and not yet used again), this thread's registers. Not: what the library itself notes, the blocks' own content, memory shared
+// between processes, registers of other threads. So what it finds is lost, unless a thread that runs meanwhile has the only
+// address in a register, or other blocks, a device or another process know it; what it does not find may be lost all the
+// same, as long as an address lies somewhere. Reads all that memory once: some hundred milliseconds a GiB. kUnavailable if
+// the kernel does not let the process read its own memory.
+GPULEDGER_EXPORT absl::StatusOr<std::vector<LiveAllocation>> FindLost();
+
 // Open if it is open in some ledger, else closed if it is closed in one.
 GPULEDGER_EXPORT Lineage ProcessLineage(OwnerId weight);
 // kFailedPrecondition if there is no allocator yet: nobody would know of it.

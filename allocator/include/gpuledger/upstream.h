@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include <absl/functional/function_ref.h>
 #include <absl/status/status.h>
 #include <absl/status/statusor.h>
 
@@ -94,6 +95,10 @@ class GPULEDGER_EXPORT Upstream : public Clock {
   // Those of `fences` that have passed, in the order given: PollFence for many at once, and cheaper where one answer tells
   // of others. A fence that cannot be polled is not among them.
   [[nodiscard]] virtual std::vector<FenceId> PassedFences(std::span<const FenceId> fences);
+
+  // Calls `visit` with the places in host memory where it has noted addresses that it gave out: who looks for the holders
+  // of a block leaves these out (process.h: FindLost).
+  virtual void VisitNotes(absl::FunctionRef<void(const void* place, size_t size)> visit) const { static_cast<void>(visit); }
 };
 
 }  // namespace gpuledger

@@ -41,6 +41,10 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_begin(gpuledger_settle_stat
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_complete(gpuledger_settle_state* settle) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_collected(gpuledger_settle_state* settle) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_released(gpuledger_settle_state* settle) GPULEDGER_NOEXCEPT;
+/* Looks for blocks whose address is nowhere in host memory (process.h: FindLost): the fact UNREACHABLE of each. Reads all of
+ * that memory. For programs that hold blocks by pointers; Python's storages are reachable as long as they live. INTERNAL
+ * where the process may not read its own memory. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_find_lost(gpuledger_settle_state* settle) GPULEDGER_NOEXCEPT;
 /* Addresses and sizes of the blocks still live, for whoever looks for holders: up to `room` of them; `count` is how many. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_blocks(const gpuledger_settle_state* settle, uint64_t* addresses, uint64_t* sizes, uint64_t room, uint64_t* count) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_settle_end(gpuledger_settle_state* settle) GPULEDGER_NOEXCEPT;

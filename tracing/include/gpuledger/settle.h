@@ -10,6 +10,7 @@
 //   ...facts: NoteFact...       settle.End();
 //   settle.Report(options)
 //
+// A block that another thread frees just while the collector runs looks like one that went with it: a warning, not an error.
 // Steps may be left out, but for Complete and End: without them the report is undecided. A Settle belongs to one thread; the
 // others may go on allocating and freeing. Each step stops every ledger for as long as it takes to copy what is live.
 #pragma once
@@ -37,6 +38,9 @@ class GPULEDGER_EXPORT Settle {
   absl::Status Complete();
   void Collected();
   void Released();
+  // Looks for blocks whose address is nowhere in host memory (process.h: FindLost), which costs some hundred milliseconds a GiB
+  // of it. Worth it where blocks are held by pointers, as in C++; a storage of Python is reachable as long as it lives.
+  absl::Status FindLost();
   // What the block in use that holds `address` is now known by, until it is freed. Any time, any thread. kNotFound.
   static absl::Status NoteFact(uint64_t address, FactKind kind, uint64_t value, std::string_view text);
   void End();
