@@ -97,7 +97,9 @@ OwnerScope::OwnerScope(Payer payer) : payer_(payer), outer_(innermost_scope) { i
 OwnerScope::~OwnerScope() {
   if (innermost_scope != this) Die("OwnerScope: scopes of a thread end in the reverse order of their beginning");
   innermost_scope = outer_;
-  if (ends_ != ScopeId(0)) [[unlikely]] Open().End(ends_);
+  if (ends_ == ScopeId(0)) [[likely]] return;
+  Open().End(ends_);
+  if (RecordSink* sink = DefaultRecordSink()) sink->ScopeEnded(ends_);
 }
 
 }  // namespace gpuledger

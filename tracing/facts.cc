@@ -10,6 +10,7 @@
 #include <fmt/format.h>
 
 #include "gpuledger/process.h"
+#include "gpuledger/recorder.h"
 
 namespace gpuledger {
 namespace {
@@ -63,6 +64,7 @@ absl::Status NoteFact(uint64_t address, FactKind kind, uint64_t value, std::stri
   if (!block.ok()) return block.status();
   if (block->pending) return absl::NotFoundError(fmt::format("the block that holds {:#x} has been freed: no fact of it helps", address));
   if (Remember(block->id, {kind, value, std::string(text), 0})) KeepFactsOf(EverythingLive());
+  if (Recorder* recorder = Recorder::OfProcess()) recorder->Fact(block->address.device(), block->id, kind, value, text);
   return absl::OkStatus();
 }
 

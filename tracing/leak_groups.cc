@@ -52,21 +52,16 @@ namespace {
 
 std::vector<TraceFrame> StackOf(SiteId site) {
   if (site == kNoSite) return {};
-  std::vector<SiteFrame> frames;
-  if (FramesOf(site, &frames)) {
-    std::vector<TraceFrame> stack;
-    for (const SiteFrame& f : frames) {
-      TraceFrame& frame = stack.emplace_back();
-      frame.python = f.python;
-      frame.function = f.function;
-      frame.file = f.file;
-      frame.line = f.line;
-      frame.offset = f.offset;
+  if (std::vector<SiteFrame> taken; FramesOf(site, &taken)) {
+    std::vector<TraceFrame> frames;
+    for (SiteFrame& f : taken) {
       LoadedModule module;
-      if (!f.python && ModuleById(f.module, &module)) frame.file = module.path, frame.build_id = module.build_id;
+      if (!f.python && !ModuleById(f.module, &module)) module = {};
+      frames.push_back({f.python, std::move(f.function), f.python ? std::move(f.file) : std::move(module.path), f.line, f.offset, std::move(module.build_id)});
     }
-    return stack;
+    return frames;
   }
+  if (site.value() >> 31 != 0) return {};  // a stack's id, and nobody took it in this process
   // SiteHere's: "leaky_load.cc:41 (Convert)".
   const std::string_view name = SiteName(site);
   TraceFrame frame;

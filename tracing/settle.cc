@@ -9,6 +9,7 @@
 
 #include "facts.h"
 #include "gpuledger/process.h"
+#include "gpuledger/recorder.h"
 #include "leak_groups.h"
 
 namespace gpuledger {
@@ -31,6 +32,10 @@ struct Settle::Impl {
 };
 
 namespace {
+
+void Tell(SettleStep step) {
+  if (Recorder* recorder = Recorder::OfProcess()) recorder->Settle(step);
+}
 
 // So that a search for addresses does not find those that lay here.
 void Wipe(std::vector<LiveAllocation>& allocations) {
@@ -77,6 +82,7 @@ void Settle::Impl::Begin(CachingAllocator& allocator) {
 }
 
 Settle::Settle() : impl_(std::make_unique<Impl>()) {
+  Tell(SettleStep::kBegin);
   impl_->facts_before = NewestFact();
   ForEachAllocator([this](CachingAllocator& allocator) { impl_->Begin(allocator); });
   std::stable_sort(impl_->ledgers.at_peak.begin(), impl_->ledgers.at_peak.end(),
@@ -135,15 +141,18 @@ absl::Status Settle::Complete() {
     impl_->not_completed = fmt::format("pending blocks could not be completed: {}", std::string_view(first.message().data(), first.message().size()));
     return first;
   }
+  Tell(SettleStep::kCompleted);
   return absl::OkStatus();
 }
 
 void Settle::Collected() {
   impl_->Step(SettleStep::kCollected);
+  Tell(SettleStep::kCollected);
 }
 
 void Settle::Released() {
   impl_->Step(SettleStep::kReleased);
+  Tell(SettleStep::kReleased);
 }
 
 absl::Status Settle::FindLost() {
@@ -193,6 +202,7 @@ void Settle::End() {
     if (ScopeEnded(block.payer.scope)) s.context.ended_scopes.push_back(block.payer.scope);
   }
   std::sort(s.context.ended_scopes.begin(), s.context.ended_scopes.end());
+  if (s.completed) Tell(SettleStep::kEnd);
 }
 
 std::vector<Settle::Place> Settle::places() const {

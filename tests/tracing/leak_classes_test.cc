@@ -2,6 +2,7 @@
 #include "gpuledger/leak_classes.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,7 +16,9 @@
 #include "gpuledger/gpuledger_tracing.h"
 #include "gpuledger/host_upstream.h"
 #include "gpuledger/process.h"
+#include "gpuledger/recorder.h"
 #include "gpuledger/settle.h"
+#include "gpuledger/trace_reader.h"
 
 namespace gpuledger {
 namespace {
@@ -402,6 +405,43 @@ TEST_F(SettleTest, ABlockIsLostIfItsAddressIsNowhereAndNotIfItIsOnTheHeapInAnoth
   FreeAll(*allocator);
   FreeAll(*old);
   left.clear();
+}
+
+// ---- the trace -----------------------------------------------------------------------------------------------------------
+
+TEST_F(SettleTest, StepsFactsAndEndedScopesAreInTheTraceOfTheProcess) {
+  const std::string path = ::testing::TempDir() + "/gpuledger-settle-" + std::to_string(getpid()) + ".trace";
+  ASSERT_TRUE(Recorder::StartOfProcess({.path = path}).ok());
+  ScopeId scope{0};
+  {
+    const OwnerScope step = OwnerScope::Transient("settle/traced", Role::kScratch);
+    scope = CurrentPayer().scope;
+    Keep(Take("escaped", Role::kScratch));
+  }
+  Settle settle;
+  ASSERT_TRUE(settle.Complete().ok());
+  settle.Collected();
+  settle.Released();
+  ASSERT_TRUE(Settle::NoteFact(left[0].address(), FactKind::kHolder, 0, "global 'x'").ok());
+  settle.End();
+
+  const absl::StatusOr<std::unique_ptr<TraceReader>> reader = TraceReader::Open(path);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  AllocationId allocated{0}, fact_about{0};
+  bool ended = false;
+  std::vector<SettleStep> steps;
+  TraceEntry entry;
+  while ((*reader)->Next(&entry)) {
+    if (entry.kind == EntryKind::kRecord && entry.record.kind == RecordKind::kAllocate && entry.record.scope == scope) allocated = entry.record.allocation;
+    if (entry.kind == EntryKind::kScopeEnded) ended = ended || (entry.scope == scope && allocated != AllocationId(0));
+    if (entry.kind == EntryKind::kSettle) steps.push_back(entry.settle);
+    if (entry.kind == EntryKind::kFact && entry.text == "global 'x'") fact_about = entry.record.allocation;
+  }
+  EXPECT_NE(allocated, AllocationId(0));
+  EXPECT_EQ(fact_about, allocated);
+  EXPECT_TRUE(ended);
+  EXPECT_EQ(steps, (std::vector{SettleStep::kBegin, SettleStep::kCompleted, SettleStep::kCollected, SettleStep::kReleased, SettleStep::kEnd}));
+  unlink(path.c_str());
 }
 
 // ---- suppressions --------------------------------------------------------------------------------------------------------
