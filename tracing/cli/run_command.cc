@@ -158,7 +158,7 @@ int RunRun(const RunFlags& flags) {
   const pid_t program = fork();
   if (program < 0) return static_cast<int>(Fail(ExitCode::kInternal, fmt::format("fork: {}", std::strerror(errno)), false));
   if (program == 0) {
-    for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) std::signal(signal, SIG_DFL);
+    for (const int one : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) ::signal(one, SIG_DFL);
     PrepareEnvironment(flags, pattern);
     execvp(words[0], words.data());
     const int error = errno;
