@@ -16,7 +16,7 @@
 namespace gpuledger {
 namespace {
 
-constexpr size_t kMostNative = 48, kMostPython = 48;
+constexpr size_t kMostNative = kMostNativeFrames, kMostPython = 48;
 constexpr uint32_t kStackBit = 1u << 31;
 
 // What a stack is, as it was found: return addresses, then Python frames.
@@ -150,8 +150,8 @@ void SetStacks(bool native, bool python) {
 SiteId TakeSite() noexcept {
   RawStack raw;
   const bool native = take_native.load(std::memory_order_relaxed), python = take_python.load(std::memory_order_relaxed);
-  if (native || !python) raw.natives = TakeReturnAddresses(raw.native.data(), raw.native.size());
   if (python || !native) raw.pythons = python::TakeFrames(raw.python.data(), raw.python.size());
+  if (native || !python) raw.natives = TakeReturnAddresses(raw.native.data(), raw.Hash());
   if (raw.natives + raw.pythons == 0) return kNoSite;
   const uint64_t hash = raw.Hash();
   if (const Stack* const known = Table().Find(raw, hash)) return known->id;
