@@ -48,6 +48,8 @@ std::vector<LeakGroup> Sorted(Groups& groups) {
 
 }  // namespace
 
+namespace {
+
 std::vector<TraceFrame> StackOf(SiteId site) {
   if (site == kNoSite) return {};
   if (std::vector<SiteFrame> taken; FramesOf(site, &taken)) {
@@ -72,7 +74,20 @@ std::vector<TraceFrame> StackOf(SiteId site) {
   return {frame};
 }
 
-void FillGroups(const std::vector<LiveBlock>& blocks, const std::vector<uint64_t>& ages_ns, const std::vector<BlockVerdict>& verdicts,
+class ProcessNames final : public Names {
+ public:
+  std::string_view owner(OwnerId owner) const override { return OwnerName(owner); }
+  std::vector<TraceFrame> stack(SiteId site) const override { return StackOf(site); }
+};
+
+}  // namespace
+
+const Names& NamesOfThisProcess() {
+  static const ProcessNames names;
+  return names;
+}
+
+void FillGroups(const Names& names, const std::vector<LiveBlock>& blocks, const std::vector<uint64_t>& ages_ns, const std::vector<BlockVerdict>& verdicts,
                 const ReportOptions& options, LeakReport* report) {
   std::map<std::tuple<LeakClass, Severity, OwnerId, Role, SiteId, std::vector<std::string>>, LeakGroup> leaks;
   std::map<std::pair<OwnerId, Role>, LeakGroup> kept;
@@ -91,13 +106,13 @@ void FillGroups(const std::vector<LiveBlock>& blocks, const std::vector<uint64_t
       group = &at->second;
       if (fresh) {
         group->holders = HoldersOf(block);
-        group->stack = StackOf(block.site);
-        group->suppressed_by = options.suppressions.Match(OwnerName(block.payer.owner), group->stack);
+        group->stack = names.stack(block.site);
+        group->suppressed_by = options.suppressions.Match(names.owner(block.payer.owner), group->stack);
       }
     }
     group->leak_class = verdict.leak_class;
     group->severity = verdict.severity;
-    group->owner = OwnerName(block.payer.owner);
+    group->owner = names.owner(block.payer.owner);
     group->role = block.payer.role;
     Count(block, ages_ns[i], group);
   }

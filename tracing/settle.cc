@@ -219,7 +219,7 @@ absl::StatusOr<LeakReport> Settle::Report(const ReportOptions& options) const {
   LeakReport report = s.ledgers;
   report.settled = s.context.settled;
   if (!report.settled) report.undecided_why = s.completed ? "the settle did not come to its end" : s.not_completed;
-  FillGroups(s.blocks, s.ages_ns, Classify(s.blocks, s.context), options, &report);
+  FillGroups(NamesOfThisProcess(), s.blocks, s.ages_ns, Classify(s.blocks, s.context), options, &report);
   Bytes sum;
   for (const ClassTotal& total : report.classes) sum += total.bytes;
   if (sum != report.live) {

@@ -25,6 +25,7 @@ enum class ExitCode : int {
   kUsage = 2,        // usage or bad input
   kAssertion = 3,    // residual, staging budget, plan audit, ownerless bytes
   kOutOfMemory = 4,  // or over the cap
+  kLeaks = 23,       // with --check
   kInterrupted = 130,  // by Ctrl-C, as shells have it
 };
 
@@ -74,13 +75,41 @@ struct ReplayFlags {
   bool json = false;
 };
 
+struct ReportFlags {
+  std::string trace;
+  std::string suppressions;  // a file; empty: none
+  uint32_t growth_warmup = 3;
+  bool blocks = false;
+  bool check = false;
+  bool redact = false;
+  bool json = false;
+};
+
+struct RunFlags : ReportFlags {
+  std::vector<std::string> program;
+  std::string output;  // empty: by the program's name
+  std::string stacks = "all";
+  std::string limit;
+  std::string attach = "torch-cpu";
+  bool no_report = false;
+};
+
+struct DoctorFlags {
+  bool json = false;
+};
+
 ExitCode RunPlan(const PlanFlags& flags);
 ExitCode RunLoad(const LoadFlags& flags);
 ExitCode RunSynth(const SynthFlags& flags);
 ExitCode RunReplay(const ReplayFlags& flags);
+ExitCode RunReport(const ReportFlags& flags);
+int RunRun(const RunFlags& flags);  // the program's own code, or an ExitCode
+ExitCode RunDoctor(const DoctorFlags& flags);
 
 void AddSynthFlags(CLI::App& command, SynthFlags& flags);
 void AddReplayFlags(CLI::App& command, ReplayFlags& flags);
+void AddReportFlags(CLI::App& command, ReportFlags& flags);
+void AddRunFlags(CLI::App& command, RunFlags& flags);
 
 // Digits alone: CLI11 would take -1 for a very large number.
 CLI::Validator WholeNumber();

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <functional>
+#include <iterator>
 #include <system_error>
 
 #include "commands.h"
@@ -22,7 +24,8 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   app.footer(
       "Exit codes: 0 fine, 1 internal error, 2 usage or bad input, 3 an assertion failed,\n"
-      "            4 out of memory or over the cap, 130 stopped by Ctrl-C");
+      "            4 out of memory or over the cap, 23 leaks (with --check), 130 stopped by Ctrl-C;\n"
+      "            run passes the program's own code through");
 
   PlanFlags plan_flags;
   CLI::App& plan =
@@ -48,6 +51,18 @@ int Main(int argc, char** argv) {
       *app.add_subcommand("replay", "Drives the allocator with a recorded trace: what it reserves, and what that costs");
   AddReplayFlags(replay, replay_flags);
 
+  ReportFlags report_flags;
+  CLI::App& report = *app.add_subcommand("report", "What leaked, whose it was and who holds it: from a trace, also one being written");
+  AddReportFlags(report, report_flags);
+
+  RunFlags run_flags;
+  CLI::App& run = *app.add_subcommand("run", "Runs a program with recording, and reports what it leaked: gpuledger run -- PROG ARGS");
+  AddRunFlags(run, run_flags);
+
+  DoctorFlags doctor_flags;
+  CLI::App& doctor = *app.add_subcommand("doctor", "What works here, and what to do about what does not");
+  doctor.add_flag("--json", doctor_flags.json, "One object on stdout");
+
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
@@ -58,24 +73,33 @@ int Main(int argc, char** argv) {
     if (wants_json) PrintJson(ErrorJson(static_cast<int>(ExitCode::kUsage), error.what()));
     return static_cast<int>(ExitCode::kUsage);
   }
-  CatchInterrupts();
-  const bool json = synth.parsed()    ? synth_flags.json
-                    : plan.parsed()   ? plan_flags.json
-                    : replay.parsed() ? replay_flags.json
-                                      : load_flags.json;
-  ExitCode code = ExitCode::kInternal;
+  struct Command {
+    const CLI::App& app;
+    bool json;
+    std::function<int()> run;
+  };
+  const auto code_of = [](ExitCode code) { return static_cast<int>(code); };
+  const Command commands[] = {
+      {plan, plan_flags.json, [&] { return code_of(RunPlan(plan_flags)); }},
+      {load, load_flags.json, [&] { return code_of(RunLoad(load_flags)); }},
+      {synth, synth_flags.json, [&] { return code_of(RunSynth(synth_flags)); }},
+      {replay, replay_flags.json, [&] { return code_of(RunReplay(replay_flags)); }},
+      {report, report_flags.json, [&] { return code_of(RunReport(report_flags)); }},
+      {run, false, [&] { return RunRun(run_flags); }},
+      {doctor, doctor_flags.json, [&] { return code_of(RunDoctor(doctor_flags)); }},
+  };
+  const Command& command = *std::find_if(std::begin(commands), std::end(commands), [](const Command& c) { return c.app.parsed(); });
+  if (!run.parsed()) CatchInterrupts();  // run hands them on
+  int code = code_of(ExitCode::kInternal);
   try {
-    code = synth.parsed()    ? RunSynth(synth_flags)
-           : plan.parsed()   ? RunPlan(plan_flags)
-           : replay.parsed() ? RunReplay(replay_flags)
-                             : RunLoad(load_flags);
+    code = command.run();
   } catch (const std::system_error& error) {  // fmt's, when a stream takes no more
     return static_cast<int>(Fail(ExitCode::kInternal, fmt::format("the output cannot be written: {}", error.what()), false));
   } catch (const std::exception& error) {
-    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), json));
+    return static_cast<int>(Fail(ExitCode::kInternal, error.what(), command.json));
   }
   // What was printed may still be on its way: to a full disk, say.
-  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return static_cast<int>(code);
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return code;
   return static_cast<int>(Fail(ExitCode::kInternal, "standard output cannot be written; is its disk full?", false));
 }
 

@@ -21,9 +21,9 @@ uint64_t UpstreamNanosecondsOfThisThread();
 
 class MeasuredUpstream : public ForwardingUpstream {
  public:
-  // `inner` outlives it. `on_fence` is called with each fence that was recorded, before anyone else knows it.
-  explicit MeasuredUpstream(Upstream& inner, std::function<void(Stream, FenceId)> on_fence = {})
-      : ForwardingUpstream(inner), on_fence_(std::move(on_fence)) {}
+  // `its_inner` outlives it. `on_fence` is called with each fence that was recorded, before anyone else knows it.
+  explicit MeasuredUpstream(Upstream& its_inner, std::function<void(Stream, FenceId)> on_fence = {})
+      : ForwardingUpstream(its_inner), on_fence_(std::move(on_fence)) {}
 
   // Fences asked about together count one by one.
   [[nodiscard]] uint64_t calls(UpstreamCall call) const { return calls_[static_cast<size_t>(call)]; }

@@ -37,6 +37,7 @@ struct GrowthGroup {  // an owner and stack whose live bytes rose between all ma
   std::string owner;
   std::vector<TraceFrame> stack;
   std::vector<Bytes> at_marks;
+  std::string suppressed_by;
 };
 
 struct OutlierGroup {  // one alive long after its siblings (same stack, same size class) were freed
@@ -51,6 +52,12 @@ struct PeakShare {  // who was live at the peak
   Role role = Role::kOther;
   Bytes bytes;
   uint64_t count = 0;
+};
+
+struct BlockAtPeak {
+  LiveBlock block;
+  std::string owner;
+  std::vector<TraceFrame> stack;
 };
 
 struct ClassTotal {
@@ -71,8 +78,8 @@ struct LeakReport {
   std::vector<GrowthGroup> growth;
   std::vector<OutlierGroup> outliers;
   std::vector<PeakShare> at_peak;
-  std::vector<LiveBlock> blocks_at_peak; // with ReportOptions::blocks
-  uint64_t events = 0;
+  std::vector<BlockAtPeak> blocks_at_peak;  // with ReportOptions::blocks; largest first
+  uint64_t entries = 0;   // of the trace
   TraceInfo trace;             // of a trace; empty for this process
 };
 
