@@ -103,8 +103,8 @@ ExitCode ReportOnAll(const std::vector<std::string>& traces, const RunFlags& fla
       worst = Fail(report.status(), false);
       continue;
     }
-    if (i > 0 && report->entries <= 1) continue;  // a child that allocated nothing
-    anything |= report->entries > 1;
+    if (i > 0 && report->allocations == 0) continue;  // a child that allocated nothing
+    anything |= report->allocations > 0;
     std::string text = ToText(*report, colour);
     // Of children the summary alone, unless they leak.
     if (i > 0 && !HasLeaks(*report)) text = text.substr(text.rfind("SUMMARY"));
@@ -113,7 +113,7 @@ ExitCode ReportOnAll(const std::vector<std::string>& traces, const RunFlags& fla
                  report->peak.is_zero() ? "" : " --blocks");
     }
     if (!flags.check) continue;
-    const ExitCode code = HasLeaks(*report) ? ExitCode::kLeaks : report->settled ? ExitCode::kFine : CheckCode(*report, flags);
+    const ExitCode code = HasLeaks(*report) ? ExitCode::kLeaks : IsDecided(*report) ? ExitCode::kFine : CheckCode(*report, flags);
     if (worst != ExitCode::kLeaks && code != ExitCode::kFine) worst = code;
   }
   if (anything) return worst;
