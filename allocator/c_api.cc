@@ -77,7 +77,7 @@ gpuledger_status gpuledger_destroy(gpuledger_allocator* allocator) noexcept {
 gpuledger_status gpuledger_allocate(gpuledger_allocator* allocator, uint64_t size, void* stream, uint64_t* address) noexcept {
   return With(allocator, [&](CachingAllocator& a) -> absl::Status {
     if (address == nullptr) return Missing("address");
-    absl::StatusOr<DevicePtr> block = a.AllocateRaw(Bytes(size), StreamOf(a, stream));
+    absl::StatusOr<DevicePtr> block = a.AllocateRaw(Bytes(size), StreamOf(a, stream), CurrentSite());
     if (block.ok()) *address = block->address();
     return block.status();
   });

@@ -1,8 +1,9 @@
 // FindLost: a conservative search of host memory for the addresses of blocks.
 //
-// Memory is read through /proc/self/mem, where a mapping that goes away meanwhile is an error and not a fault, and page by page
-// only what was ever touched. What this file itself keeps about blocks lies in pages that are left out.
+// Memory is copied by the kernel, for which a mapping that goes away meanwhile is an error and not a fault, and page by page only
+// what was ever touched. What this file itself keeps about blocks lies in pages that are left out.
 #include <fcntl.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -27,8 +28,8 @@ struct Extent {
 };
 struct Target {
   uint64_t begin, end;
+  uint32_t block;  // index
   bool found;
-  LiveAllocation block;
 };
 
 // Sorted by address once Sort was called; overlaps are fine.
@@ -56,6 +57,7 @@ struct Extents {
 
 struct Search {
   ScratchVector<Target> targets;  // by address, once gathered
+  ScratchVector<LiveAllocation> blocks;
   Extents notes;                  // left out: the library's own notes, ranges of blocks, and what the search uses
 
   void Gather();
@@ -69,7 +71,8 @@ void Search::Gather() {
     allocator.impl().VisitNotes([this](const void* place, size_t size) { notes.Add(place, size); },
                                 [this](const Charge::Entry& entry) {
                                   const uint64_t begin = entry.address.address();
-                                  targets.push_back({begin, begin + entry.requested.count(), false, entry.info()});
+                                  targets.push_back({begin, begin + entry.requested.count(), static_cast<uint32_t>(blocks.size()), false});
+                                  blocks.push_back(entry.info());
                                 });
     allocator.impl().VisitRanges([this](Range range) { notes.Add(range.base.unsafe_host_pointer(), range.size.count()); });
     allocator.UnlockAfterFork();
@@ -109,6 +112,14 @@ class ProcFile {
   const int fd_;
 };
 
+// A part of this process's memory; how many bytes came.
+size_t Copy(const ProcFile& memory, void* to, uint64_t address, size_t size) {
+  const iovec here{to, size}, there{reinterpret_cast<void*>(address), size};
+  const ssize_t got = process_vm_readv(getpid(), &here, 1, &there, 1, 0);
+  if (got >= 0) return static_cast<size_t>(got);
+  return memory.Read(to, size, address);  // slower, and allowed where that is forbidden
+}
+
 ScratchVector<char> AllOf(const ProcFile& file) {
   ScratchVector<char> text(size_t{1} << 20);
   size_t size = 0;
@@ -124,10 +135,11 @@ ScratchVector<char> AllOf(const ProcFile& file) {
 absl::Status Search::LookEverywhere(uint64_t stack_pointer) {
   constexpr uint64_t kPage = 4096, kPages = 512, kPresentOrSwapped = uint64_t{3} << 62;
   const ProcFile memory("/proc/self/mem"), pagemap("/proc/self/pagemap"), maps("/proc/self/maps");
-  if (!memory.ok() || !maps.ok()) return absl::UnavailableError("/proc/self/mem and /proc/self/maps cannot be read: nobody knows what is lost");
+  if (!maps.ok()) return absl::UnavailableError("/proc/self/maps cannot be read: nobody knows what is lost");
   ScratchVector<uint64_t> words(kPages * kPage / sizeof(uint64_t)), pages(kPages);
   notes.Add(words.data(), kPages * kPage);
   notes.Add(targets.data(), targets.capacity() * sizeof(Target));
+  notes.Add(blocks.data(), blocks.capacity() * sizeof(LiveAllocation));
   notes.all.reserve(notes.all.size() + 1);
   notes.Add(notes.all.data(), notes.all.capacity() * sizeof(Extent));  // ranges begin where blocks do
   notes.Sort();
@@ -162,7 +174,7 @@ absl::Status Search::LookEverywhere(uint64_t stack_pointer) {
       size_t touched = 1;
       while (touched < count && (!known || (pages[touched] & kPresentOrSwapped) != 0)) ++touched;
       until = std::min(until, (begin / kPage + touched) * kPage);
-      const size_t got = memory.Read(words.data(), until - begin, begin) / sizeof(uint64_t);
+      const size_t got = Copy(memory, words.data(), begin, until - begin) / sizeof(uint64_t);
       Look(words.data(), got, begin);
       read += got;
       begin = until;
@@ -189,7 +201,7 @@ absl::StatusOr<std::vector<LiveAllocation>> FindLost() {
   if (absl::Status s = Run(search, stack_pointer); !s.ok()) return s;
   std::vector<LiveAllocation> lost;
   for (const Target& target : search.targets) {
-    if (!target.found) lost.push_back(target.block);
+    if (!target.found) lost.push_back(search.blocks[target.block]);
   }
   return lost;
 }

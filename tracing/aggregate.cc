@@ -223,7 +223,9 @@ Aggregate::Judged Aggregate::Judge() const {
       LiveBlock& block = judged.blocks.emplace_back(BlockOf(id, live));
       if (const auto facts = facts_.find(id); facts != facts_.end()) Learn(facts->second, UINT64_MAX, block);
     }
-    judged.undecided_why = settling_.begun   ? "the program ended in the middle of a settle"
+    // Where nothing is alive at the end, there is nothing to decide.
+    judged.undecided_why = program_ended_ && judged.blocks.empty() ? ""
+                           : settling_.begun   ? "the program ended in the middle of a settle"
                            : program_ended_  ? "the program ended without a settle"
                                              : "the program was killed, or is still running: nothing was settled";
   }

@@ -7,9 +7,9 @@
 #include <fmt/format.h>
 
 #include "aggregate.h"
+#include "gpuledger/symbolise.h"
 #include "leak_groups.h"
 #include "redact.h"
-#include "symbolise.h"
 
 namespace gpuledger {
 namespace {

@@ -164,9 +164,9 @@ std::string ToText(const LeakReport& r, bool colour) {
   out += fmt::format("{}SUMMARY{}: gpuledger: {}; peak {}, {} kept on purpose{}\n", leaks ? c.red : c.bold, c.off,
                      leaked_count != 0 ? fmt::format("{} leaked in {} object{}", Human(leaked), leaked_count, PluralS(leaked_count))
                      : leaks           ? std::string("growth")
-                     : r.settled       ? std::string("no leaks")
+                     : r.undecided_why.empty() ? std::string("no leaks")
                                        : std::string("no leaks found, but undecided"),
-                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), r.settled ? "" : " as far as is known");
+                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), r.undecided_why.empty() ? "" : " as far as is known");
   return out;
 }
 

@@ -27,7 +27,7 @@ class LedgerCpuAllocator final : public c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
     const c10::Device kCpu(c10::DeviceType::CPU);
     if (size == 0) return {nullptr, nullptr, &Free, kCpu};
-    const absl::StatusOr<DevicePtr> block = core_.AllocateRaw(Bytes(size), stream_);
+    const absl::StatusOr<DevicePtr> block = core_.AllocateRaw(Bytes(size), stream_, CurrentSite());
     if (!block.ok()) Fail(size, block.status());
     void* const data = block->unsafe_host_pointer();
     c10::profiledCPUMemoryReporter().New(data, size);

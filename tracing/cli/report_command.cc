@@ -60,7 +60,7 @@ ExitCode CheckCode(const LeakReport& report, const ReportFlags& flags) {
   if (report.entries == 0) {
     return Fail(ExitCode::kInternal, "the trace is empty: nothing was recorded, so nothing can be checked (gpuledger doctor says what works here)", false);
   }
-  if (!report.settled) {
+  if (!report.undecided_why.empty()) {
     return Fail(ExitCode::kInternal, fmt::format("undecided: {}; a check needs a settle (gpuledger.settle(), or a program that ends in good order under gpuledger run)",
                                                  report.undecided_why), false);
   }

@@ -113,7 +113,7 @@ ExitCode ReportOnAll(const std::vector<std::string>& traces, const RunFlags& fla
                  report->peak.is_zero() ? "" : " --blocks");
     }
     if (!flags.check) continue;
-    const ExitCode code = HasLeaks(*report) ? ExitCode::kLeaks : report->settled ? ExitCode::kFine : CheckCode(*report, flags);
+    const ExitCode code = CheckCode(*report, flags);
     if (worst != ExitCode::kLeaks && code != ExitCode::kFine) worst = code;
   }
   if (anything) return worst;

@@ -67,4 +67,10 @@ GPULEDGER_EXPORT SiteId SiteHere(const char* file = __builtin_FILE(), int line =
 // "leaky_load.cc:41 (Convert)", or "" for kNoSite.
 GPULEDGER_EXPORT std::string_view SiteName(SiteId site);
 
+// What takes the call stack of the calling thread for the ways in that have no better site; null, and kNoSite, until a recorder
+// sets it. Called with no lock held.
+using SiteSource = SiteId (*)() noexcept;
+GPULEDGER_EXPORT void SetSiteSource(SiteSource source) noexcept;
+GPULEDGER_EXPORT SiteId CurrentSite() noexcept;
+
 }  // namespace gpuledger
