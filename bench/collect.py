@@ -18,6 +18,7 @@ import bitsandbytes
 import codec_table
 import hot_path
 import loads
+import record_table
 import replay_table
 import torch
 import transformers
@@ -77,6 +78,7 @@ def markdown(result):
         lines.append(f"| {writers} | {ns(name)} | {rows[name]['ns_90_percent']:,.0f} |")
     machine = f"this machine ({result['description']})"
     lines += ["", *hot_path.markdown(result["hot_path"], result["hot_path_device"], machine)]
+    lines += ["", *record_table.markdown(result["record"]["loop"], result["record"]["benchmarks"])]
     lines += ["", *replay_table.markdown(result["replay"])]
     lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
@@ -85,6 +87,7 @@ def markdown(result):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--allocator", type=pathlib.Path, required=True, help="JSON written by allocator_bench")
+    arguments.add_argument("--record", type=pathlib.Path, required=True, help="JSON written by record_table.py")
     arguments.add_argument("--hot-path", type=pathlib.Path, required=True, help="JSON written by torch_cuda_bench")
     arguments.add_argument("--codec", type=pathlib.Path, required=True, help="JSON written by codec_bench")
     arguments.add_argument("--gpuledger", required=True, help="the gpuledger command")
@@ -109,6 +112,7 @@ def main():
         "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, bitsandbytes {bitsandbytes.__version__}, "
         f"glibc {platform.libc_ver()[1]}",
         "allocator": hot_path.medians(options.allocator),
+        "record": json.loads(options.record.read_text()),
         "hot_path": hot_path.medians(options.hot_path),
         "hot_path_device": hot_path.device(options.hot_path),
         "replay": replay_table.measure(options.gpuledger, options.repetitions),

