@@ -5,11 +5,12 @@
 #include <fmt/format.h>
 
 #include "gpuledger/leak_report.h"
+#include "leak_lines.h"
 
 namespace gpuledger {
 namespace {
 
-constexpr size_t kMostGroups = 40, kMostHolders = 8, kMostFrames = 12, kMostShares = 10;
+constexpr size_t kMostGroups = 40, kMostHolders = 8, kMostFrames = 12, kMostShares = 10, kMostKept = 5;
 
 std::string Human(Bytes bytes) {
   const auto n = static_cast<double>(bytes.count());
@@ -92,6 +93,11 @@ void AddSummary(const LeakReport& r, const Colours& c, std::string& out) {
                                                                   : "");
   }
   line("sum", r.live, count, "");
+  const std::vector<LeakGroup> kept = OverLayers(r.kept);
+  for (size_t i = 0; i < kept.size() && i < kMostKept; ++i) {
+    out += fmt::format("  {}{}  {} in {} object{}, {} [{}]{}\n", c.dim, i == 0 ? "kept for" : "        ", ToString(kept[i].bytes), kept[i].count, PluralS(kept[i].count),
+                       Plain(kept[i].owner), RoleName(kept[i].role), c.off);
+  }
   out += fmt::format("  reserved {} = in use {} + pending {} + cached {}\n", ToString(r.reserved), ToString(r.in_use), ToString(r.pending), ToString(r.cached));
   if (!r.undecided_why.empty()) {
     out += fmt::format("  {}undecided{}: {}; cycles, tracebacks, views and what is lost cannot be told from what is kept\n", c.yellow, c.off, r.undecided_why);
@@ -103,13 +109,14 @@ void AddPeak(const LeakReport& r, const Colours& c, std::string& out) {
   if (r.peak.is_zero()) return;
   out += fmt::format("{}Live at the peak{}, {} in use\n", c.bold, c.off, ToString(r.peak));
   Bytes shown;
-  for (size_t i = 0; i < r.at_peak.size() && i < kMostShares; ++i) {
-    const PeakShare& s = r.at_peak[i];
+  const std::vector<PeakShare> shares = OverLayers(r.at_peak);
+  for (size_t i = 0; i < shares.size() && i < kMostShares; ++i) {
+    const PeakShare& s = shares[i];
     shown += s.bytes;
     out += fmt::format("  {:>20}  {:5.1f} %  {} [{}]\n", ToString(s.bytes), 100.0 * static_cast<double>(s.bytes.count()) / static_cast<double>(r.peak.count()),
                        Plain(s.owner), RoleName(s.role));
   }
-  if (r.at_peak.size() > kMostShares) out += fmt::format("  {:>20}           {} more\n", ToString(r.peak - std::min(r.peak, shown)), r.at_peak.size() - kMostShares);
+  if (shares.size() > kMostShares) out += fmt::format("  {:>20}           {} more\n", ToString(r.peak - std::min(r.peak, shown)), shares.size() - kMostShares);
   for (const BlockAtPeak& b : r.blocks_at_peak) {
     out += fmt::format("  {:>20}  allocation {}  {} [{}]\n", ToString(b.block.charged), b.block.id.value(), Plain(b.owner), RoleName(b.block.payer.role));
   }
@@ -124,7 +131,7 @@ std::string ToText(const LeakReport& r, bool colour) {
   size_t shown = 0, suppressed = 0;
   Bytes hidden, leaked;
   uint64_t leaked_count = 0;
-  for (const LeakGroup& g : r.leaks) {
+  for (const LeakGroup& g : OverLayers(r.leaks)) {
     if (!g.suppressed_by.empty()) {
       ++suppressed;
       continue;
@@ -164,9 +171,9 @@ std::string ToText(const LeakReport& r, bool colour) {
   out += fmt::format("{}SUMMARY{}: gpuledger: {}; peak {}, {} kept on purpose{}\n", leaks ? c.red : c.bold, c.off,
                      leaked_count != 0 ? fmt::format("{} leaked in {} object{}", Human(leaked), leaked_count, PluralS(leaked_count))
                      : leaks           ? std::string("growth")
-                     : r.undecided_why.empty() ? std::string("no leaks")
+                     : IsDecided(r)    ? std::string("no leaks")
                                        : std::string("no leaks found, but undecided"),
-                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), r.undecided_why.empty() ? "" : " as far as is known");
+                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), IsDecided(r) ? "" : " as far as is known");
   return out;
 }
 
