@@ -7,8 +7,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include <absl/container/flat_hash_map.h>
 
@@ -103,6 +105,54 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
   return count;
 }
 
+// Where names are, to read them on a thread without the lock: in a code object, and the characters of an ASCII str.
+struct TextPlaces {
+  size_t file = 0, function = 0, characters = 0;
+  uint32_t state = 0;  // of an ASCII str: kind, compact, ASCII
+};
+constexpr size_t kTextLength = 16, kTextState = 32;
+constexpr uint32_t kTextStateBits = 0x7c;
+TextPlaces text_places;  // written once, before `trust` says so
+
+template <class T>
+T Read(const void* base, size_t offset) {
+  T value;
+  std::memcpy(&value, static_cast<const char*>(base) + offset, sizeof value);
+  return value;
+}
+
+bool CarefullyRead(uintptr_t at, void* to, size_t size) {
+  const iovec from{reinterpret_cast<void*>(at), size}, into{to, size};
+  return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
+}
+
+// Looks for what the API gives among the words of the code object. Files and functions that are not ASCII teach nothing.
+bool LearnTextPlaces(const Api& api, void* code) {
+  TextPlaces places;
+  for (const auto& [name, place] : {std::pair{"co_filename", &places.file}, std::pair{"co_qualname", &places.function}}) {
+    void* const text = api.attribute(code, name);
+    if (text == nullptr) return api.restore_error(nullptr, nullptr, nullptr), false;
+    for (size_t offset = 16; offset < 256 && *place == 0; offset += sizeof(void*)) {
+      void* word = nullptr;
+      if (CarefullyRead(reinterpret_cast<uintptr_t>(code) + offset, &word, sizeof word) && word == text) *place = offset;
+    }
+    const char* const characters = api.utf8(text);
+    places.characters = static_cast<size_t>(characters - static_cast<const char*>(text));
+    places.state = Read<uint32_t>(text, kTextState) & kTextStateBits;
+    api.drop(text);  // the code object has it
+    if (*place == 0 || places.characters > 64) return false;
+  }
+  text_places = places;
+  return true;
+}
+
+std::string TextInPlace(void* code, size_t offset) {
+  const auto* const text = Read<const char*>(code, offset);
+  const auto length = Read<int64_t>(text, kTextLength);
+  if ((Read<uint32_t>(text, kTextState) & kTextStateBits) != text_places.state || length <= 0 || length > 4096) return "?";
+  return std::string(text + text_places.characters, static_cast<size_t>(length));
+}
+
 enum class Trust : uint8_t { kUnchecked, kConfirmed, kRefuted };
 std::atomic<Trust> trust{Trust::kUnchecked};
 
@@ -112,15 +162,11 @@ size_t ByApiCheckingLayout(const Api& api, const void* thread, Frame* frames, si
   if (count == 0) return 0;
   constexpr size_t kMost = 16;
   Frame seen[kMost];
-  const auto carefully = [](uintptr_t at, void* to, size_t size) {
-    const iovec from{reinterpret_cast<void*>(at), size}, into{to, size};
-    return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
-  };
-  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, seen, std::min(room, kMost), carefully);
+  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, seen, std::min(room, kMost), CarefullyRead);
   const bool same = walked == std::min(count, kMost) && std::equal(seen, seen + *walked, frames, [](const Frame& a, const Frame& b) {
     return a.code == b.code && a.at == b.at;
-  });
-  trust.store(same ? Trust::kConfirmed : Trust::kRefuted, std::memory_order_relaxed);
+  }) && LearnTextPlaces(api, frames[0].code);
+  trust.store(same ? Trust::kConfirmed : Trust::kRefuted, std::memory_order_release);
   return count;
 }
 
@@ -146,9 +192,12 @@ Names& AllNames() {
 
 size_t TakeFrames(Frame* frames, size_t room) noexcept {
   const Api* const api = TheApi();
-  const void* const thread = api == nullptr ? nullptr : Attached(*api);
+  if (api == nullptr) return 0;
+  const Trust layout = trust.load(std::memory_order_acquire);
+  const void* thread = Attached(*api);
+  // PyTorch lets go of the lock before it allocates. The frames of this thread lie still while it is in native code.
+  if (thread == nullptr && layout == Trust::kConfirmed && api->is_initialized() != 0) thread = api->this_thread_state();
   if (thread == nullptr) return 0;
-  const Trust layout = trust.load(std::memory_order_relaxed);
   if (layout == Trust::kRefuted || !api->layout) return ByApi(*api, frames, room);
   if (layout == Trust::kUnchecked) return ByApiCheckingLayout(*api, thread, frames, room);
   const auto directly = [](uintptr_t at, void* to, size_t size) { return std::memcpy(to, reinterpret_cast<const void*>(at), size), true; };
@@ -164,7 +213,12 @@ Name NameOf(Frame frame) {
     const std::lock_guard lock(names.mutex);
     if (const auto found = names.of.find(frame.code); found != names.of.end()) name = found->second, known = true;
   }
-  if (!known) {
+  // Without the lock no reference can be kept: should the code object go and another one come to lie there, that has its name.
+  const bool attached = Attached(api) != nullptr;
+  if (!known && !attached) {
+    name.function = TextInPlace(frame.code, text_places.function);
+    name.file = TextInPlace(frame.code, text_places.file);
+  } else if (!known) {
     void *type = nullptr, *value = nullptr, *traceback = nullptr;
     api.fetch_error(&type, &value, &traceback);
     name.function = Text(api, frame.code, "co_qualname");  // from 3.11 on

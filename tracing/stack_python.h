@@ -14,8 +14,9 @@ struct Frame {
   bool entry;  // the native interpreter was entered with it; where Python does not say (3.11 and later, by the API): false
 };
 
-// Up to `room` frames of this thread, innermost first; how many. 0 if there is no Python, or this thread does not hold its
-// lock, which is never taken. Nothing the program can see changes.
+// Up to `room` frames of this thread, innermost first; how many. Python's lock is never taken: a thread that does not hold it
+// has its frames read in place, once that was found to be right on a thread that did; 0 before, and without a Python. Nothing
+// the program can see changes.
 size_t TakeFrames(Frame* frames, size_t room) noexcept;
 
 // What a frame is called, and its line. Requires: it came from TakeFrames of this thread a moment ago.
