@@ -18,6 +18,8 @@
 
 #include "gpuledger/gpuledger_tracing.h"
 
+enum { kSource = 0, kCache = 7 }; /* by gpuledger_role_name */
+
 static gpuledger_allocator* allocator;
 static uint64_t sources[2];
 
@@ -40,7 +42,7 @@ static void Load(void) {
   for (int layer = 0; layer < 2; ++layer) {
     char owner[64];
     snprintf(owner, sizeof owner, "load/layers.%d.up.weight", layer);
-    sources[layer] = Allocate(owner, GPULEDGER_ROLE_SOURCE, 1 << 20);
+    sources[layer] = Allocate(owner, kSource, 1 << 20);
     Must(gpuledger_open_lineage(allocator, owner));
     Must(gpuledger_close_lineage(allocator, owner));
   }
@@ -68,7 +70,7 @@ int main(int argc, char** argv) {
     }
     if (strcmp(word, "grow") == 0) {
       for (int step = 0; step < 8; ++step) {
-        Allocate("serve/cache", GPULEDGER_ROLE_CACHE, 4096);
+        Allocate("serve/cache", kCache, 4096);
         Must(gpuledger_mark("step"));
       }
     }
