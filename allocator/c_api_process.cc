@@ -33,6 +33,30 @@ gpuledger_status gpuledger_process_transfer(uint64_t address, const char* owner,
   });
 }
 
+gpuledger_status gpuledger_process_blocks(const char* owner, gpuledger_role role, uint64_t* addresses, uint64_t* sizes, uint64_t room,
+                                          uint64_t* count) noexcept {
+  return Guard([&]() -> absl::Status {
+    if (owner == nullptr || count == nullptr || (room != 0 && (addresses == nullptr || sizes == nullptr))) {
+      return Missing("owner, addresses, sizes or count");
+    }
+    std::optional<Role> its_role;
+    if (role != -1) {
+      const absl::StatusOr<Role> named = RoleOf(role);
+      if (!named.ok()) return named.status();
+      its_role = *named;
+    }
+    *count = 0;
+    ForEachAllocator([&](CachingAllocator& allocator) {
+      for (const LiveAllocation& a : allocator.ledger().live(InternOwner(owner))) {
+        if (a.pending || (its_role.has_value() && a.payer.role != *its_role)) continue;
+        if (*count < room) addresses[*count] = a.address.address(), sizes[*count] = a.requested.count();
+        ++*count;
+      }
+    });
+    return absl::OkStatus();
+  });
+}
+
 gpuledger_status gpuledger_process_lineage(const char* weight, gpuledger_lineage* lineage) noexcept {
   return Guard([&]() -> absl::Status {
     if (weight == nullptr || lineage == nullptr) return Missing("weight or lineage");

@@ -12,9 +12,10 @@ namespace {
 
 struct Scope {
   template <class... What>
-  explicit Scope(uint64_t its_token, What... what) : scope(what...), token(its_token) {}
+  explicit Scope(uint64_t its_token, const char* its_path, What... what) : scope(what...), token(its_token), path(its_path) {}
   OwnerScope scope;  // stays where it was made
   const uint64_t token;
+  const char* const path;  // whoever entered it by its path; not read
   bool ended = false;
 };
 
@@ -27,13 +28,23 @@ class ScopeStack {
   // Returns the token: never 0, and of this thread alone.
   template <class... What>
   uint64_t Open(What... what) {
-    scopes_.emplace_back(++last_token_, what...);
+    scopes_.emplace_back(++last_token_, nullptr, what...);
     return last_token_;
   }
+  void Enter(const char* path, Role role, OwnerScope::Lifetime lifetime) { scopes_.emplace_back(++last_token_, path, path, role, lifetime); }
   absl::Status Close(uint64_t token) {
-    const auto scope = std::find_if(scopes_.rbegin(), scopes_.rend(), [token](const Scope& s) { return s.token == token && !s.ended; });
+    return CloseFirst([token](const Scope& s) { return s.token == token; });
+  }
+  absl::Status Leave(const char* path) {
+    return CloseFirst([path](const Scope& s) { return s.path == path; });
+  }
+
+ private:
+  template <class Is>
+  absl::Status CloseFirst(Is is) {
+    const auto scope = std::find_if(scopes_.rbegin(), scopes_.rend(), [is](const Scope& s) { return !s.ended && is(s); });
     if (scope == scopes_.rend()) {
-      return absl::InvalidArgumentError("an owner scope ends on a thread where it did not begin, or for the second time");
+      return absl::InvalidArgumentError("an owner scope ends on a thread where it did not begin, or once too often");
     }
     scope->ended = true;
     const bool innermost = scope == scopes_.rbegin();
@@ -42,7 +53,6 @@ class ScopeStack {
     return absl::InvalidArgumentError("an owner scope ends before one that began later; it pays until that one ends");
   }
 
- private:
   static uint64_t TokensOfAThread() {
     static std::atomic<uint64_t> threads = 0;
     return threads.fetch_add(1, std::memory_order_relaxed) << 40;
@@ -77,6 +87,26 @@ gpuledger_status gpuledger_close_scope(uint64_t token) noexcept {
   return Guard([&]() -> absl::Status {
     const absl::StatusOr<ScopeStack*> scopes = Scopes();
     return scopes.ok() ? (*scopes)->Close(token) : scopes.status();
+  });
+}
+
+gpuledger_status gpuledger_enter_scope(const char* path, gpuledger_role role, int transient) noexcept {
+  return Guard([&]() -> absl::Status {
+    if (path == nullptr) return Missing("path");
+    const absl::StatusOr<Role> its_role = RoleOf(role);
+    if (!its_role.ok()) return its_role.status();
+    const absl::StatusOr<ScopeStack*> scopes = Scopes();
+    if (!scopes.ok()) return scopes.status();
+    (*scopes)->Enter(path, *its_role, transient != 0 ? OwnerScope::Lifetime::kTransient : OwnerScope::Lifetime::kOwners);
+    return absl::OkStatus();
+  });
+}
+
+gpuledger_status gpuledger_leave_scope(const char* path) noexcept {
+  return Guard([&]() -> absl::Status {
+    if (path == nullptr) return Missing("path");
+    const absl::StatusOr<ScopeStack*> scopes = Scopes();
+    return scopes.ok() ? (*scopes)->Leave(path) : scopes.status();
   });
 }
 

@@ -1,6 +1,7 @@
 # LibTorch out of the PyPI wheel, as the imported target torch_wheel (CPU part only).
 # The wheel's own CMake files ask for a CUDA toolkit, so its libraries are imported directly.
-execute_process(COMMAND ${GPULEDGER_PYTHON} -c
+# -E: pip hides the environment that it installs into by variables, from a build.
+execute_process(COMMAND ${GPULEDGER_PYTHON} -E -c
   "import importlib.util as u; print(u.find_spec('torch').submodule_search_locations[0])"
   OUTPUT_VARIABLE torch_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE torch_missing)
 if(torch_missing OR NOT EXISTS ${torch_dir}/lib/libtorch_cpu.so)

@@ -47,6 +47,19 @@ void Fill(const HolderCounts& holders, gpuledger_torch_report* out) {
   out->python_storages = holders.python_storages;
 }
 
+void Locate(const c10::StorageImpl& storage, gpuledger_torch_place* place) {
+  // No checks: they raise for a consumed storage, and copy a copy-on-write one.
+  place->address = reinterpret_cast<uint64_t>(const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get());
+  place->bytes = storage.nbytes();
+}
+
+// Bytes of its storage that the tensor's elements are; what an expanded dimension repeats counts once.
+uint64_t Covered(const c10::TensorImpl& impl) {
+  uint64_t elements = 1;
+  for (int64_t d = 0; d < impl.dim(); ++d) elements *= impl.stride(d) == 0 && impl.size(d) > 0 ? 1 : static_cast<uint64_t>(impl.size(d));
+  return elements * impl.itemsize();
+}
+
 }  // namespace
 }  // namespace gpuledger::pytorch
 
@@ -81,6 +94,26 @@ int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,
     Fill(CountHolders(impl, {.python_references = own_python_references}), report);
     report->bytes = impl.storage().nbytes();
     report->freeable = Obstacle(*impl.storage().unsafeGetStorageImpl()).empty() ? 1 : 0;
+    return absl::OkStatus();
+  });
+}
+
+int gpuledger_torch_locate(void* tensor_impl, gpuledger_torch_place* place) noexcept {
+  return TorchGuard([&]() -> absl::Status {
+    *place = {};
+    const auto& impl = *static_cast<const c10::TensorImpl*>(tensor_impl);
+    if (!impl.has_storage()) return absl::InvalidArgumentError("the tensor has no storage");
+    Locate(*impl.unsafe_storage().unsafeGetStorageImpl(), place);
+    place->covered = Covered(impl);
+    return absl::OkStatus();
+  });
+}
+
+int gpuledger_torch_locate_storage(void* storage_impl, gpuledger_torch_place* place) noexcept {
+  return TorchGuard([&] {
+    *place = {};
+    Locate(*static_cast<const c10::StorageImpl*>(storage_impl), place);
+    place->covered = place->bytes;
     return absl::OkStatus();
   });
 }

@@ -151,8 +151,8 @@ def test_the_message_names_the_holders_that_python_can_see():
     message = convert({"up_proj": make_source()})
     assert "2 more references (1 other tensor on its storage, 1 Python reference to the tensor)" in message
     assert "local 'value' of convert()" in message
-    assert "dict entry 'up_proj'" in message
-    assert "another Parameter (8, 4): local 'parameter' of convert()" in message
+    assert "under key 'up_proj' of dict local 'input_dict' of convert()" in message
+    assert "Parameter float32 [8, 4]: local 'parameter' of convert()" in message
 
 
 def test_a_suspended_generator_is_named():
@@ -163,7 +163,7 @@ def test_a_suspended_generator_is_named():
     source = make_source()
     generator = convert(source)
     next(generator)
-    with pytest.raises(gpuledger.SharedStorageError, match=r"local 'value' of convert\(\), a suspended generator"):
+    with pytest.raises(gpuledger.SharedStorageError, match=r"local 'value' of convert\(\) in \S+, a suspended generator"):
         consume(source, weight=WEIGHT)
 
 

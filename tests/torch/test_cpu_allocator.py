@@ -70,9 +70,8 @@ def test_a_cap_raises_out_of_memory_with_the_report(fresh_python):
 def test_an_unknown_option_is_reported(fresh_python):
     out = fresh_python(
         """
-        import gpuledger.torch
         try:
-            gpuledger.torch.install_cpu()
+            import gpuledger.torch
         except ValueError as error:
             print(error)
         """,
@@ -151,6 +150,10 @@ class TestOwners:
         assert array.sum() == 1000
         del array
         assert gpuledger.usage("numpy") == 0
+
+    def test_importing_the_module_attaches(self, fresh_python):
+        out = fresh_python("import torch, gpuledger.torch; t = torch.ones(1000); print(gpuledger.usage())")
+        assert out == "4096\n"
 
     def test_backward_on_other_threads_works(self):
         weight = torch.randn(64, 64, requires_grad=True)

@@ -76,6 +76,10 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_release_cached(gpuledger_allocator
  * a thread leaves open is closed when it ends. FAILED_PRECONDITION on a thread whose own objects are gone. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_open_scope(const char* path, gpuledger_role role, int transient, uint64_t* token) GPULEDGER_NOEXCEPT;
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_close_scope(uint64_t token) GPULEDGER_NOEXCEPT;
+/* The same for callers to whom each nanosecond counts: the scope is known by the address of its path, which may be entered
+ * many times, by many threads. `leave` ends this thread's innermost scope of that address. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_enter_scope(const char* path, gpuledger_role role, int transient) GPULEDGER_NOEXCEPT;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_leave_scope(const char* path) GPULEDGER_NOEXCEPT;
 /* The innermost scope, for another thread to adopt, as it is: a scope there, with a token as above. `scope` is the transient
  * scope around, 0 if there is none. */
 typedef struct gpuledger_payer {
@@ -104,6 +108,9 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_reset_peak(void) GPULEDGER
 /* Re-tags the block in use that starts at `address`: it is adopted, and no longer of the transient scope it was made in.
  * GPULEDGER_NOT_FOUND if there is none. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_transfer(uint64_t address, const char* owner, gpuledger_role role) GPULEDGER_NOEXCEPT;
+/* Addresses and requested sizes of the blocks in use that `owner` pays for as `role` (-1: any), up to `room` of them; `count`
+ * is how many there are. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_blocks(const char* owner, gpuledger_role role, uint64_t* addresses, uint64_t* sizes, uint64_t room, uint64_t* count) GPULEDGER_NOEXCEPT;
 typedef enum gpuledger_lineage_state { GPULEDGER_LINEAGE_NONE = 0, GPULEDGER_LINEAGE_OPEN = 1, GPULEDGER_LINEAGE_CLOSED = 2 } gpuledger_lineage_state;
 typedef struct gpuledger_lineage {
   gpuledger_lineage_state state;

@@ -1,4 +1,8 @@
-"""Finds and loads ``libgpuledger_torch.so``, and turns its status codes into exceptions."""
+"""Finds and loads the libraries, and turns their status codes into exceptions.
+
+``libgpuledger.so`` needs no PyTorch; ``libgpuledger_torch.so`` is loaded into one. Calls that may wait for a device, or read
+much, let other Python threads run (``waiting``); all others keep the GIL, which is faster.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,20 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-_NAME = "libgpuledger_torch.so"
+OK, INTERNAL, INVALID_ARGUMENT, SHARED, NOT_OURS, OUT_OF_MEMORY = range(6)  # of gpuledger_torch_status
 
-OK, INTERNAL, INVALID_ARGUMENT, SHARED, NOT_OURS, OUT_OF_MEMORY = range(6)
+
+class UndecidedError(RuntimeError):
+    """A verdict was asked for that nobody can give yet: a lineage is open, nothing was settled, no way in is attached."""
 
 
 class SharedStorageError(RuntimeError):
     """A weight's storage is held by more than the caller: the message names weight, owner, count and holders.
 
     ``weight`` is the name given to :func:`gpuledger.torch.consume`; ``holders`` has the counts by kind, ``known`` a
-    phrase for each holder that Python itself can see.
+    path for each holder that Python itself can see.
     """
 
     def __init__(
@@ -32,75 +39,110 @@ class UnfreeableStorageError(SharedStorageError):
     """A weight's bytes belong to something else (NumPy export, mapped file, blob) and cannot be freed through it."""
 
 
-class Report(ctypes.Structure):
-    """``gpuledger_torch_report``."""
-
-    _fields_ = [
-        ("tensor_handles", ctypes.c_uint64),
-        ("aliases", ctypes.c_uint64),
-        ("python_references", ctypes.c_uint64),
-        ("python_storages", ctypes.c_uint64),
-        ("bytes", ctypes.c_uint64),
-        ("charged", ctypes.c_uint64),
-        ("remaining", ctypes.c_uint64),
-        ("freed", ctypes.c_int32),
-        ("freeable", ctypes.c_int32),
-    ]
+def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-class Usage(ctypes.Structure):
-    """``gpuledger_usage``."""
-
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            "in_use",
-            "requested",
-            "pending",
-            "peak",
-            "at_device_peak",
-            "charged_ever",
-            "count",
-            "pending_count",
-        )
-    ]
+_U64 = ctypes.c_uint64
+Usage = _structure("gpuledger_usage", in_use=_U64, requested=_U64, pending=_U64, peak=_U64, at_device_peak=_U64,
+                   charged_ever=_U64, count=_U64, pending_count=_U64)
+LineageUsage = _structure("gpuledger_lineage", state=ctypes.c_int, source=Usage, staging=Usage, quantized=Usage)
+Payer = _structure("gpuledger_payer", owner=ctypes.c_uint32, scope=ctypes.c_uint32, role=ctypes.c_int)
+Report = _structure("gpuledger_torch_report", tensor_handles=_U64, aliases=_U64, python_references=_U64,
+                    python_storages=_U64, bytes=_U64, charged=_U64, remaining=_U64, freed=ctypes.c_int32,
+                    freeable=ctypes.c_int32)
+Place = _structure("gpuledger_torch_place", address=_U64, bytes=_U64, covered=_U64)
 
 
-def _path() -> Path:
-    named = os.environ.get("GPULEDGER_TORCH_LIBRARY")
+def _find(name: str, variable: str) -> Path:
+    named = os.environ.get(variable)
     if named:
         return Path(named)
     package = Path(__file__).resolve().parent
-    candidates = [package / _NAME]
+    candidates = [package / "lib" / name, package / name]
+    beside = os.environ.get("GPULEDGER_TORCH_LIBRARY" if variable == "GPULEDGER_LIBRARY" else "GPULEDGER_LIBRARY")
+    if beside:
+        candidates.insert(0, Path(beside).parent / name)
     if len(package.parents) > 2:  # a checkout: <root>/tracing/python/gpuledger
-        candidates.append(package.parents[2] / "build" / "release" / "lib" / _NAME)
+        candidates.append(package.parents[2] / "build" / "release" / "lib" / name)
     for candidate in candidates:
         if candidate.exists():
             return candidate
     places = ", ".join(str(candidate) for candidate in candidates)
-    raise ImportError(f"{_NAME} not found (looked at {places}); build gpuledger or set GPULEDGER_TORCH_LIBRARY")
+    raise ImportError(f"{name} not found (looked at {places}); build gpuledger or set {variable}")
+
+
+def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
+    text, number, pointer = ctypes.c_char_p, ctypes.c_int, ctypes.POINTER
+    for name, arguments in {
+        # enter_scope and leave_scope have none: bytes and small integers are passed as they are, which is faster.
+        "close_scope": [_U64],
+        "current_payer": [pointer(Payer)],
+        "adopt_payer": [pointer(Payer), pointer(_U64)],
+        "process_usage": [text, number, pointer(Usage)],
+        "process_reset_peak": [],
+        "process_transfer": [_U64, text, number],
+        "process_blocks": [text, number, ctypes.c_void_p, ctypes.c_void_p, _U64, pointer(_U64)],
+        "process_lineage": [text, pointer(LineageUsage)],
+        "process_open_lineage": [text],
+        "process_close_lineage": [text],
+        "process_residual": [text, pointer(_U64), pointer(_U64)],
+        "trace_start": [text, _U64],
+        "mark": [text],
+        "set_stacks": [number, number],
+        "fact": [_U64, number, _U64, text],
+        "settle_begin": [pointer(ctypes.c_void_p)],
+        "settle_complete": [ctypes.c_void_p],
+        "settle_collected": [ctypes.c_void_p],
+        "settle_released": [ctypes.c_void_p],
+        "settle_end": [ctypes.c_void_p],
+        "settle_blocks": [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _U64, pointer(_U64)],
+        "settle_report": [ctypes.c_void_p, text, number, ctypes.c_void_p, ctypes.c_size_t, pointer(ctypes.c_size_t), pointer(number)],
+    }.items():
+        function = getattr(loaded, f"gpuledger_{name}", None)
+        if function is not None:
+            function.argtypes = arguments
+    for name in ("last_error", "role_name", "version", "trace_path"):
+        getattr(loaded, f"gpuledger_{name}").restype = text
+    loaded.gpuledger_settle_free.argtypes = [ctypes.c_void_p]
+    loaded.gpuledger_settle_free.restype = None
+    return loaded
 
 
 @cache
-def library() -> ctypes.PyDLL:
-    """The library. Imports torch first, so that both use one LibTorch."""
+def core() -> ctypes.PyDLL:
+    """``libgpuledger.so``, for calls that never wait: the GIL is kept."""
+    path = _find("libgpuledger.so", "GPULEDGER_LIBRARY")
+    try:
+        return _declare(ctypes.PyDLL(str(path)))  # type: ignore[return-value]
+    except OSError as error:
+        raise ImportError(f"{path} does not load: {error}") from error
+
+
+@cache
+def waiting() -> ctypes.CDLL:
+    """The same library, for calls that take long: other Python threads run meanwhile."""
+    core()
+    return _declare(ctypes.CDLL(str(_find("libgpuledger.so", "GPULEDGER_LIBRARY"))))
+
+
+@cache
+def torch_library() -> ctypes.PyDLL:
+    """``libgpuledger_torch.so``. Imports torch first, so that both use one LibTorch."""
     import torch
 
-    path = _path()
+    core()
+    path = _find("libgpuledger_torch.so", "GPULEDGER_TORCH_LIBRARY")
     try:
         # PyDLL keeps the GIL: calls count Python references and may free Python objects.
         loaded = ctypes.PyDLL(str(path))
     except OSError as error:
         raise ImportError(f"{path} does not load into PyTorch {torch.__version__}: {error}") from error
-    loaded.gpuledger_last_error.restype = ctypes.c_char_p
-    loaded.gpuledger_role_name.restype = ctypes.c_char_p
     loaded.gpuledger_torch_built_for.restype = ctypes.c_char_p
-    u64, text = ctypes.c_uint64, ctypes.c_char_p
-    loaded.gpuledger_open_scope.argtypes = [text, ctypes.c_int, ctypes.c_int, ctypes.POINTER(u64)]
-    loaded.gpuledger_close_scope.argtypes = [u64]
-    loaded.gpuledger_process_usage.argtypes = [text, ctypes.c_int, ctypes.POINTER(Usage)]
-    loaded.gpuledger_torch_inspect.argtypes = [ctypes.c_void_p, u64, ctypes.POINTER(Report)]
-    loaded.gpuledger_torch_consume.argtypes = [ctypes.c_void_p, text, ctypes.c_int, u64, ctypes.POINTER(Report)]
+    loaded.gpuledger_torch_inspect.argtypes = [ctypes.c_void_p, _U64, ctypes.POINTER(Report)]
+    loaded.gpuledger_torch_locate.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
+    loaded.gpuledger_torch_locate_storage.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
+    loaded.gpuledger_torch_consume.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, _U64, ctypes.POINTER(Report)]
     built_for = loaded.gpuledger_torch_built_for().decode()
     if not torch.__version__.startswith(built_for + "."):
         raise ImportError(f"{path} was built for PyTorch {built_for}, but this is {torch.__version__}: build it again")
@@ -108,30 +150,38 @@ def library() -> ctypes.PyDLL:
 
 
 @cache
+def roles() -> dict[str, int]:
+    """The roles, in the order of their numbers."""
+    found: dict[str, int] = {}
+    while (role := core().gpuledger_role_name(len(found))) is not None:
+        found[role.decode()] = len(found)
+    return found
+
+
 def role_of(name: str) -> int:
     """The number of a role. ValueError names all there are."""
-    roles = []
-    while (role := library().gpuledger_role_name(len(roles))) is not None:
-        roles.append(role.decode())
-    if name not in roles:
-        raise ValueError(f"'{name}' is not a role; roles are {', '.join(roles)}")
-    return roles.index(name)
-
-
-def check_core(status: int) -> None:
-    """Raises what a ``gpuledger_status`` other than OK stands for."""
-    if status == OK:
-        return
-    raise ValueError(last_error()) if status == 1 else RuntimeError(last_error())
+    try:
+        return roles()[name]
+    except KeyError:
+        raise ValueError(f"'{name}' is not a role; roles are {', '.join(roles())}") from None
 
 
 def last_error() -> str:
     """What the last failed call of this thread says."""
-    return library().gpuledger_last_error().decode(errors="replace")
+    return core().gpuledger_last_error().decode(errors="replace")
+
+
+_CORE_ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: MemoryError, 3: LookupError, 4: UndecidedError}
+
+
+def check_core(status: int) -> None:
+    """Raises what a ``gpuledger_status`` other than OK stands for."""
+    if status != OK:
+        raise _CORE_ERRORS.get(status, RuntimeError)(last_error())
 
 
 def check(status: int) -> None:
-    """Raises what a status other than OK stands for."""
+    """Raises what a ``gpuledger_torch_status`` other than OK stands for."""
     if status == OK:
         return
     message = last_error()

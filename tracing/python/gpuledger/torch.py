@@ -1,4 +1,7 @@
-"""gpuledger under PyTorch: the CPU allocator, and :func:`consume`, the last step of a weight's source."""
+"""gpuledger under PyTorch: importing this puts the ledger under every CPU tensor made from then on.
+
+:func:`consume` is the last step of a weight's source.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Literal
 
 import torch
 
-from gpuledger._holders import python_holders
 from gpuledger._library import (
     INTERNAL,
     NOT_OURS,
@@ -19,8 +21,9 @@ from gpuledger._library import (
     UnfreeableStorageError,
     check,
     last_error,
-    library,
+    torch_library,
 )
+from gpuledger._tensors import Holders, address_of, describe
 
 __all__ = [
     "ConsumeReport",
@@ -52,17 +55,17 @@ class ConsumeReport:
 
 def install_cpu() -> None:
     """Puts gpuledger's allocator under every CPU tensor made from now on. A second call changes nothing."""
-    check(library().gpuledger_torch_install_cpu())
+    check(torch_library().gpuledger_torch_install_cpu())
 
 
 def uninstall_cpu() -> None:
     """Puts PyTorch's own CPU allocator back; tensors made in between keep their memory and stay charged."""
-    check(library().gpuledger_torch_uninstall_cpu())
+    check(torch_library().gpuledger_torch_uninstall_cpu())
 
 
 def cpu_installed() -> bool:
     """Whether new CPU tensors are charged to the ledger."""
-    return bool(library().gpuledger_torch_cpu_installed())
+    return bool(torch_library().gpuledger_torch_cpu_installed())
 
 
 @cache
@@ -70,24 +73,31 @@ def _own_references() -> int:
     """References to a tensor that belong to a call of :func:`consume`, in this interpreter: the caller's name and the
     argument. Measured on a fresh tensor that is passed in the same way."""
 
-    def callee(tensor: torch.Tensor, *, weight: str) -> int:
+    def callee(tensor: torch.Tensor, policy: str = "", *, weight: str) -> int:
         report = Report()
-        check(library().gpuledger_torch_inspect(tensor._cdata, 0, ctypes.byref(report)))
+        check(torch_library().gpuledger_torch_inspect(tensor._cdata, 0, ctypes.byref(report)))
         return int(report.python_references)
 
     fresh = torch.empty(0)
     return callee(fresh, weight="")
 
 
+def _known_holders(tensor: torch.Tensor) -> tuple[str, ...]:
+    address = address_of(tensor)
+    if not address:
+        return ()
+    return tuple(path.text for path in Holders([(address, 1)]).paths(address))
+
+
 def consume(
-    tensor: torch.Tensor, *, weight: str, policy: Literal["refuse", "poison", "report"] = "refuse"
+    tensor: torch.Tensor, policy: Literal["refuse", "poison", "report"] = "refuse", *, weight: str | None = None
 ) -> ConsumeReport:
     """Frees a weight's source now, if it is the caller's alone.
 
     One reference is the caller's own (a name, or an entry of a container); every other one is a holder: further names,
     views, ``detach()``, Parameters, tensors that autograd saved. With holders, ``refuse`` raises
     :class:`SharedStorageError`, ``poison`` frees the bytes all the same, and ``report`` leaves them. Once the bytes are
-    freed, reading ``tensor`` or any alias raises a ``RuntimeError`` that names the weight. Bytes that belong to
+    freed, reading ``tensor`` or any alias raises a ``RuntimeError`` that names ``weight``. Bytes that belong to
     something else (NumPy exports, mapped files, blobs) raise :class:`UnfreeableStorageError`, except under ``report``.
 
     Raw pointers and DLPack exports held outside Python's tensors cannot be seen.
@@ -96,14 +106,20 @@ def consume(
         raise ValueError(f"policy is {policy!r}; it must be one of {', '.join(_POLICIES)}")
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"consume takes a torch.Tensor, not {type(tensor).__name__}")
+    if weight is None:
+        weight = describe(tensor)
     report = Report()
     own = _own_references()
-    status = library().gpuledger_torch_consume(
+    counts = Report()  # what is freed is not searched for afterwards: its address is gone
+    torch_library().gpuledger_torch_inspect(tensor._cdata, own, ctypes.byref(counts))
+    known = _known_holders(tensor) if any(getattr(counts, kind) for kind in _KINDS) else ()
+    status = torch_library().gpuledger_torch_consume(
         tensor._cdata, weight.encode(), _POLICIES[policy], own, ctypes.byref(report)
     )
     message = last_error() if status else ""
     holders = {kind: int(getattr(report, kind)) for kind in _KINDS}
-    known = tuple(python_holders(tensor)) if sum(holders.values()) and status in (0, SHARED) else ()
+    if status not in (0, SHARED):
+        known = ()
     del tensor  # an exception that is kept must not keep the weight through this frame
     if known:
         message += ". References that Python can name, the caller's own among them: " + "; ".join(known)
@@ -124,3 +140,6 @@ def consume(
         remaining=report.remaining,
         freeable=bool(report.freeable),
     )
+
+
+install_cpu()

@@ -55,6 +55,16 @@ GPULEDGER_TORCH_API int gpuledger_torch_cpu_installed(void) GPULEDGER_TORCH_NOEX
 /* `tensor_impl` is tensor._cdata. `own_python_references`: references to the tensor object that are the caller's. */
 GPULEDGER_TORCH_API int gpuledger_torch_inspect(void* tensor_impl, uint64_t own_python_references,
                                                 gpuledger_torch_report* report) GPULEDGER_TORCH_NOEXCEPT;
+/* Where a tensor's storage lies and what it has of it, without touching either: a copy-on-write storage stays shared, one
+ * that was consumed is at 0. `covered` is the bytes of the storage that the tensor's elements are, each counted once.
+ * INVALID_ARGUMENT for a tensor without storage. */
+typedef struct {
+  uint64_t address, bytes, covered;
+} gpuledger_torch_place;
+GPULEDGER_TORCH_API int gpuledger_torch_locate(void* tensor_impl, gpuledger_torch_place* place) GPULEDGER_TORCH_NOEXCEPT;
+/* The same of a storage: storage._cdata. */
+GPULEDGER_TORCH_API int gpuledger_torch_locate_storage(void* storage_impl, gpuledger_torch_place* place) GPULEDGER_TORCH_NOEXCEPT;
+
 /* Consume. The tensor object stays, and raises the weight's name when it is read after its bytes were freed. `report`
  * is filled in as far as it is known, also on failure. */
 GPULEDGER_TORCH_API int gpuledger_torch_consume(void* tensor_impl, const char* weight, int policy,

@@ -1,0 +1,142 @@
+"""Puts gpuledger under a Python program that does not know of it, and settles when the program ends.
+
+Nothing is imported until the program imports torch. Children are Pythons of their own that find this file the same way; a
+forked one goes on with what its parent has attached.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _say(what: str, error: BaseException) -> None:
+    print(f"gpuledger: {what}: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+class _Loading(Loader):
+    """The module's own loader, and a call when it is done."""
+
+    def __init__(self, loader: Loader, then: Callable[[], None]) -> None:
+        self._loader = loader
+        self._then = then
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module is to have the loader it would have had.
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._then()
+
+
+class _AfterImport(MetaPathFinder):
+    """Calls `then` once module `name` was imported, whoever finds it."""
+
+    def __init__(self, name: str, then: Callable[[], None]) -> None:
+        self._name = name
+        self._then = then
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        for finder in list(sys.meta_path):
+            find = getattr(finder, "find_spec", None)
+            spec = find(name, path, target) if find is not None else None
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loading(spec.loader, self._then)
+                return spec
+        sys.meta_path.insert(0, self)  # not there: it may be later
+        return None
+
+
+def _import_package() -> None:
+    """The package this file is in, wherever it is: it need not be installed."""
+    parent = os.path.dirname(_PACKAGE)
+    if parent not in sys.path:
+        sys.path.append(parent)
+
+
+def _attach_to_torch() -> None:
+    try:
+        _import_package()
+        import gpuledger.torch
+
+        gpuledger.torch.install_cpu()
+    except Exception as error:
+        _say("PyTorch is not recorded", error)
+
+
+def _settle() -> None:
+    if "gpuledger" not in sys.modules:  # there was no torch, and the program itself did not ask for the package
+        return
+    try:
+        import gpuledger
+
+        if gpuledger.trace_path() is not None:
+            gpuledger.settle()
+    except Exception as error:
+        _say("nothing was settled at the end of the program", error)
+
+
+def _settle_in_a_worker(charged_before: int) -> None:
+    """At the end of a multiprocessing worker, which runs no exit handlers; only if it has allocated something itself."""
+    from gpuledger._library import Usage, core
+    import ctypes
+
+    found = Usage()
+    core().gpuledger_process_usage(None, -1, ctypes.byref(found))
+    if found.charged_ever != charged_before:
+        _settle()
+
+
+def _in_a_forked_worker(_: object) -> None:
+    if "gpuledger" not in sys.modules:
+        return
+    import ctypes
+    from multiprocessing import util
+
+    from gpuledger._library import Usage, core
+
+    found = Usage()
+    core().gpuledger_process_usage(None, -1, ctypes.byref(found))
+    util.Finalize(None, _settle_in_a_worker, args=(found.charged_ever,), exitpriority=0)
+
+
+def _attach_to_multiprocessing() -> None:
+    from multiprocessing import util
+
+    util.register_after_fork(_anchor, _in_a_forked_worker)
+
+
+class _Anchor:
+    pass
+
+
+_anchor = _Anchor()  # register_after_fork forgets what it is registered for when that is gone
+
+
+def attach() -> None:
+    if os.environ.get("GPULEDGER_ATTACH") != "torch-cpu":
+        return
+    atexit.register(_settle)  # the first to be registered is the last to run
+    for name, then in {"torch": _attach_to_torch, "multiprocessing.util": _attach_to_multiprocessing}.items():
+        if name in sys.modules:
+            then()
+        else:
+            sys.meta_path.insert(0, _AfterImport(name, then))
