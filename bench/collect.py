@@ -20,6 +20,7 @@ import hot_path
 import loads
 import record_table
 import replay_table
+import report_table
 import torch
 import transformers
 
@@ -79,6 +80,7 @@ def markdown(result):
     machine = f"this machine ({result['description']})"
     lines += ["", *hot_path.markdown(result["hot_path"], result["hot_path_device"], machine)]
     lines += ["", *record_table.markdown(result["record"]["loop"], result["record"]["benchmarks"])]
+    lines += ["", *report_table.markdown(result["report"])]
     lines += ["", *replay_table.markdown(result["replay"])]
     lines += ["", *codec_table.markdown(result["codec"]), "", *loads.markdown(result["loads"]), ""]
     return "\n".join(lines)
@@ -113,6 +115,7 @@ def main():
         f"glibc {platform.libc_ver()[1]}",
         "allocator": hot_path.medians(options.allocator),
         "record": json.loads(options.record.read_text()),
+        "report": report_table.measure(options.gpuledger, options.scratch, options.repetitions),
         "hot_path": hot_path.medians(options.hot_path),
         "hot_path_device": hot_path.device(options.hot_path),
         "replay": replay_table.measure(options.gpuledger, options.repetitions),

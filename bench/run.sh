@@ -18,7 +18,7 @@ done
 setup_lock
 setup_debian build check bench
 setup_python
-setup_build release allocator_bench torch_cuda_bench codec_bench trace_bench record_loop record_loop_library gpuledger_cli fake_cuda_driver fake_cudart
+setup_build release allocator_bench torch_cuda_bench codec_bench trace_bench trace_writer record_loop record_loop_library gpuledger_cli fake_cuda_driver fake_cudart
 setup_unlock
 
 scratch=$(mktemp -d "${TMPDIR:-/tmp}/gpuledger-bench.XXXXXX")

@@ -71,13 +71,18 @@ void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<u
       const uint64_t at = ring + kRingHead + i * kSegmentBytes;
       std::vector<unsigned char> bytes(kSegmentBytes);
       SegmentHeader segment{}, again{};
-      if (file.Read(at, bytes.data(), bytes.size()) < sizeof segment) continue;
+      const size_t got = file.Read(at, bytes.data(), bytes.size());
+      if (got < sizeof segment) continue;
       std::memcpy(&segment, bytes.data(), sizeof segment);
       file.Read(at, &again, sizeof again);
       if (segment.number == 0 || again.number != segment.number || segment.committed == 0) continue;
       if (segment.committed > kSegmentRoom) {
         index.problems.push_back({at, fmt::format("a segment of {} bytes has no room for {}", kSegmentRoom, segment.committed)});
         continue;
+      }
+      if (segment.committed > got - sizeof segment) {
+        index.problems.push_back({at, "the file ends in the middle of what a thread wrote"});
+        segment.committed = static_cast<uint32_t>(got - sizeof segment);
       }
       SegmentPlace place;
       place.number = segment.number;

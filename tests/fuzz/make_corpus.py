@@ -16,6 +16,42 @@ def tensor(dtype, shape, begin, end):
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
+def number(value):
+    """As FORMAT.md has it: seven bits a byte, the lowest first."""
+    out = b""
+    while value >= 0x80:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def numbers(*values):
+    return b"".join(map(number, values))
+
+
+def allocate(block, size, owner=1, role=0):
+    """An entry with all of its fields; differences are twice the number (zigzag)."""
+    return b"\x00" + numbers(20, 2 * block, size, 5, owner, role, 0, 3, 1, 0, 16, 2, (size + 511) // 512 * 512)
+
+
+def free(kind, block):
+    return bytes([kind]) + numbers(20, 2 * block, 1, 0, 2)
+
+
+def extra(kind, *, id=0, value=0, more=0, third=0, text=b""):
+    return bytes([15, kind]) + numbers(20, id, value, more, third, 0, len(text)) + text + b"\0"
+
+
+SETTLE = [extra(5, value=step) for step in range(5)]
+ENTRIES = [
+    [extra(0, id=1, text=b"load/layers.0.up.weight"), allocate(1, 4096), free(1, 0), free(2, 0), extra(8)],
+    [allocate(1, 4096), extra(6, id=1, value=1, text=b"sys.last_exc"), *SETTLE, extra(7, id=2)],
+    [allocate(1, 9), extra(4, text=b"step"), allocate(1, 2**62), extra(4), allocate(1, 2**64 - 1), extra(4), extra(4)],
+    [extra(11, id=1, value=9000, more=2**21), extra(12, id=1, value=1, third=9000), extra(13, value=1, more=1), extra(14, id=3)],
+    [extra(3, id=1, text=b"/lib/a.so"), extra(2, id=3) + b"\x01\x00\x01\x07\x01f\x01g", allocate(0, 1), free(2, 0)],
+]
+HEADER = b"GLUSTRC\n" + struct.pack("<IIIIqQQQQQQII", 1, 4096, 7, 6, 0, 0, 4096, 0, 0, 0, 0, 1, 0)
+
 STATE = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [64, 64]}
 ROWS = b"""op,id,size,stream,time_us
 a,0,4096,0,7
@@ -69,6 +105,12 @@ SEEDS = {
         b"1" + ROWS.replace(b"r,", b"x,"),
         b"1" + ROWS + b"r,0,4096,0,30\n",
         b"1op,id,size,stream,time_us\n",
+    ],
+    "trace": [
+        b"\0" + HEADER.ljust(4096, b"\0"),
+        b"\0" + HEADER.replace(b"\x01", b"\x09", 1),
+        *(bytes([4]) + b"".join(entries) for entries in ENTRIES),
+        bytes([1]) + b"".join(map(b"".join, ENTRIES)),
     ],
     "globs": [
         b"model/*.weight\nmodel/a.weight",

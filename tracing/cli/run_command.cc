@@ -47,7 +47,10 @@ void SetIfUnset(const char* name, const std::string& value) { setenv(name, value
 
 // What the program under test finds in its environment: where to write, and for a Python the hook that attaches.
 void PrepareEnvironment(const RunFlags& flags, const std::string& pattern) {
-  setenv("GPULEDGER_TRACE", pattern.c_str(), 1);
+  // Whole, for children that are started somewhere else.
+  char here[PATH_MAX];
+  const bool relative = !pattern.starts_with('/') && getcwd(here, sizeof here) != nullptr;
+  setenv("GPULEDGER_TRACE", (relative ? fmt::format("{}/{}", here, pattern) : pattern).c_str(), 1);
   setenv("GPULEDGER_STACKS", flags.stacks.c_str(), 1);
   if (!flags.limit.empty()) setenv("GPULEDGER_TRACE_LIMIT", flags.limit.c_str(), 1);
   const std::string own = OwnFolder();
