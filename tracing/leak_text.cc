@@ -204,12 +204,16 @@ std::string ToText(const LeakReport& r, bool colour) {
   for (const TraceProblem& p : r.trace.problems) out += fmt::format("{}trace, offset {}{}: {}\n", c.yellow, p.offset, c.off, p.what);
   if (r.trace.lost != 0) out += fmt::format("{}{} entries were lost{}: the disk was full\n", c.yellow, r.trace.lost, c.off);
   const bool leaks = HasLeaks(r);
-  out += fmt::format("{}SUMMARY{}: gpuledger: {}; peak {}, {} kept on purpose{}\n", leaks ? c.red : c.bold, c.off,
+  Bytes warned;
+  for (const LeakGroup& g : r.leaks) {
+    if (g.suppressed_by.empty() && g.severity == Severity::kWarning) warned += g.bytes;
+  }
+  out += fmt::format("{}SUMMARY{}: gpuledger: {}{}; peak {}, {} kept on purpose{}\n", leaks ? c.red : c.bold, c.off,
                      leaked_count != 0 ? fmt::format("{} leaked in {} object{}", Human(leaked), leaked_count, PluralS(leaked_count))
                      : leaks           ? std::string("growth")
                      : IsDecided(r)    ? std::string("no leaks")
                                        : std::string("no leaks found, but undecided"),
-                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), IsDecided(r) ? "" : " as far as is known");
+                     warned.is_zero() ? "" : fmt::format(", {} in warnings", Human(warned)), Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), IsDecided(r) ? "" : " as far as is known");
   return out;
 }
 

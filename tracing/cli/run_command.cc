@@ -1,7 +1,6 @@
 // gpuledger run -- PROG ARGS: records a program, and reports when it ends.
 #include <dirent.h>
 #include <signal.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -70,8 +69,8 @@ void PrepareEnvironment(const RunFlags& flags, const std::string& pattern) {
   }
 }
 
-// Files of the pattern that were made since `began`: the program's own first, then its children's.
-std::vector<std::string> TracesOf(const std::string& pattern, pid_t program, timespec began) {
+// Files of the pattern that were begun since then: the program's own first, then its children's.
+std::vector<std::string> TracesOf(const std::string& pattern, pid_t program, int64_t began_ns) {
   const std::string folder = FolderOf(pattern), name = NameOf(pattern);
   const size_t at = name.find("%p");
   const std::string front = name.substr(0, at), back = at == std::string::npos ? "" : name.substr(at + 2);
@@ -81,10 +80,8 @@ std::vector<std::string> TracesOf(const std::string& pattern, pid_t program, tim
       const std::string_view one(entry->d_name);
       if (!one.starts_with(front) || !one.ends_with(back)) continue;
       const std::string path = folder == "." && pattern.find('/') == std::string::npos ? std::string(one) : folder + "/" + entry->d_name;
-      struct stat status{};
-      if (stat(path.c_str(), &status) != 0 || status.st_ctim.tv_sec < began.tv_sec) continue;
       absl::StatusOr<std::unique_ptr<TraceReader>> trace = TraceReader::Open(path);
-      if (!trace.ok()) continue;
+      if (!trace.ok() || (*trace)->info().wall_clock_ns < began_ns) continue;
       found.emplace_back((*trace)->info().process != static_cast<uint64_t>(program), path);
     }
     closedir(open);
@@ -154,7 +151,7 @@ int RunRun(const RunFlags& flags) {
   for (const std::string& word : flags.program) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
   timespec began{};
-  clock_gettime(CLOCK_REALTIME_COARSE, &began);
+  clock_gettime(CLOCK_REALTIME, &began);
   struct sigaction forward{};
   forward.sa_handler = Forward;
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) sigaction(signal, &forward, nullptr);
@@ -176,7 +173,7 @@ int RunRun(const RunFlags& flags) {
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (code == 126 || code == 127) return code;
   if (WIFSIGNALED(status)) fmt::print(stderr, "gpuledger: {} was ended by signal {} ({})\n", words[0], WTERMSIG(status), strsignal(WTERMSIG(status)));
-  const ExitCode check = ReportOnAll(TracesOf(pattern, program, began), flags, *options);
+  const ExitCode check = ReportOnAll(TracesOf(pattern, program, int64_t{began.tv_sec} * 1'000'000'000 + began.tv_nsec), flags, *options);
   return code != 0 ? code : static_cast<int>(check);
 }
 
