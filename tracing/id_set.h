@@ -1,4 +1,4 @@
-// tracing/id_set.h - which ids have been seen: one bit each, added without a lock, never removed.
+// tracing/id_set.h - which ids have been seen: one bit each, added and removed without a lock.
 #pragma once
 
 #include <array>
@@ -30,6 +30,10 @@ class IdSet {
     }
     const uint64_t bit = uint64_t{1} << id % 64;
     return ((*leaf)[(id & kLeafMask) / 64].fetch_or(bit, std::memory_order_acq_rel) & bit) == 0;
+  }
+  void Remove(uint32_t id) {
+    Leaf* const leaf = leaves_[id >> kLeafBits].load(std::memory_order_acquire);
+    if (leaf != nullptr) (*leaf)[(id & kLeafMask) / 64].fetch_and(~(uint64_t{1} << id % 64), std::memory_order_acq_rel);
   }
   template <class Visit>
   void ForEach(Visit visit) const {

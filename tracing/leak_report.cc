@@ -58,6 +58,13 @@ std::vector<LiveBlock> BlocksAtPeak(TraceReader& trace, const Aggregate& whole) 
   return blocks;
 }
 
+// Why a verdict would not be one, whatever was settled; "" if the trace is whole.
+std::string WhatIsMissing(const TraceInfo& trace) {
+  if (trace.lost != 0) return fmt::format("{} entries of the trace were lost", trace.lost);
+  if (!trace.problems.empty()) return fmt::format("the trace is not whole (offset {}: {})", trace.problems.front().offset, trace.problems.front().what);
+  return {};
+}
+
 void FillOutliers(const Aggregate& aggregate, const Names& names, LeakReport* report) {
   absl::flat_hash_map<std::pair<uint32_t, uint32_t>, OutlierGroup> groups;
   for (const auto& [id, live] : aggregate.live()) {
@@ -96,10 +103,16 @@ absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions
   report.live = report.in_use + report.pending;
   report.reserved = Bytes(judged.reserved), report.rounding = Bytes(judged.rounding);
   report.cached = Bytes(judged.reserved - std::min(judged.reserved, judged.in_use + judged.pending));
-  report.settled = judged.context.settled;
-  report.ended = judged.context.ended;
   report.undecided_why = judged.undecided_why;
-  FillGroups(names, judged.blocks, judged.ages_ns, Classify(judged.blocks, judged.context), options, &report);
+  VerdictContext context = judged.context;
+  if (const std::string missing = WhatIsMissing(trace.info()); !missing.empty()) {
+    // A free that is not there makes a leak of nothing, and an allocation that is not there hides one.
+    context.settled = context.ended = false;
+    report.undecided_why = missing;
+  }
+  report.settled = context.settled;
+  report.ended = context.ended;
+  FillGroups(names, judged.blocks, judged.ages_ns, Classify(judged.blocks, context), options, &report);
   Bytes sum;
   for (const ClassTotal& total : report.classes) sum += total.bytes;
   if (sum != report.live) {

@@ -3,6 +3,7 @@
 #include <zstd.h>
 
 #include <cstring>
+#include <system_error>
 
 #include "recorder_impl.h"
 
@@ -37,18 +38,23 @@ std::span<const unsigned char> trace::Compressor::MakeBlock(BlockHeader header, 
 }
 
 void Recorder::Impl::Drain(Ring& ring, uint32_t index, trace::Compressor& with) {
-  const trace::SegmentHeader& segment = *ring.SegmentAt(index);
-  if (segment.committed != 0) {
+  trace::SegmentHeader& segment = *ring.SegmentAt(index);
+  // Of a full segment it stands still; at the end of the process its thread may be inside.
+  const uint32_t committed = std::atomic_ref(segment.committed).load(std::memory_order_acquire);
+  if (committed != 0) {
     BlockHeader header{};
     header.type = trace::BlockType::kSegment;
     header.number = segment.number;
-    header.first_ns = segment.first_ns;
+    header.first_ns = std::atomic_ref(segment.first_ns).load(std::memory_order_relaxed);
     header.last_ns = ring.last_times[index];
     header.thread = segment.thread;
-    header.entries = segment.entries;
+    header.entries = std::atomic_ref(segment.entries).load(std::memory_order_relaxed);
     const auto* const raw = reinterpret_cast<const unsigned char*>(&segment + 1);
-    const std::span<const unsigned char> block = with.MakeBlock(header, {raw, segment.committed});
-    if (block.empty() || !file->Write(file->Reserve(block.size()), block)) file->CountLost(segment.entries);
+    const std::span<const unsigned char> block = with.MakeBlock(header, {raw, committed});
+    if (block.empty() || !file->Append(block)) {
+      file->CountLost(header.entries);
+      ForgetNamesIn({raw, committed});
+    }
   }
   ring.states[index].store(SegmentState::kEmpty, std::memory_order_release);
 }
@@ -73,43 +79,49 @@ uint64_t Recorder::Impl::DrainFull() {
   return drained;
 }
 
-void Recorder::Impl::StartDrainer(bool with_snapshot) {
+absl::Status Recorder::Impl::StartDrainer(bool with_snapshot) {
   // It handles no signal of the program.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
-  drainer = std::thread([this, with_snapshot] { DrainLoop(with_snapshot); });
+  absl::Status status;
+  try {
+    drainer = std::thread([this, with_snapshot] { DrainLoop(with_snapshot); });
+  } catch (const std::system_error& error) {
+    status = absl::ResourceExhaustedError(std::string("the recorder's thread cannot be made: ") + error.what());
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  return status;
 }
 
 void Recorder::Impl::DrainLoop(bool with_snapshot) {
-  if (with_snapshot) file->header().snapshot = WriteSnapshot();
+  if (with_snapshot) BeginWithSnapshot();
   while (!ended.load(std::memory_order_acquire)) {
     const uint32_t seen = full_segments.load(std::memory_order_acquire);
     if (DrainFull() == 0) full_segments.wait(seen, std::memory_order_acquire);
-    if (file->end() - folded_at > options.limit.count() / 2) Fold();
+    if (file->end() >= fold_again_at) Fold();
   }
 }
 
 void Recorder::Impl::Finish() {
-  if (ended.exchange(true)) return;
+  if (Abandoned() || ended.exchange(true)) return;
   full_segments.fetch_add(1);
   full_segments.notify_all();
   if (drainer.joinable()) drainer.join();
-  std::vector<uint64_t> offsets;
+  std::vector<Ring*> all;
   {
     const std::lock_guard lock(mutex);
-    for (auto& leaf : by_thread) {  // nobody finds a ring any more
+    for (auto& leaf : *by_thread) {  // nobody finds a ring any more
       if (Leaf* const one = leaf.load()) {
         for (auto& ring : *one) ring.store(nullptr, std::memory_order_release);
       }
     }
     for (const auto& ring : rings) {
-      offsets.push_back(ring->offset);
+      all.push_back(ring.get());
       for (auto& state : ring->states) {
         SegmentState writing = SegmentState::kWriting;
         if (state.compare_exchange_strong(writing, SegmentState::kFull)) {
-          ring->last_times[static_cast<size_t>(&state - ring->states.data())] = ring->last_ns;
+          ring->last_times[static_cast<size_t>(&state - ring->states.data())] = ring->last_ns.load(std::memory_order_relaxed);
         }
       }
     }
@@ -120,7 +132,7 @@ void Recorder::Impl::Finish() {
   std::atomic_ref(file->header().ended).store(1, std::memory_order_release);
   // Everything is in blocks: rings need no space any more.
   file->header().last_ring = 0;
-  for (const uint64_t offset : offsets) file->Punch(offset, offset + trace::kRingBytes, {});
+  for (const Ring* const ring : all) file->GiveBackRing(ring->base, ring->offset);
 }
 
 }  // namespace gpuledger

@@ -113,6 +113,14 @@ bool RecorderFile::Write(uint64_t offset, std::span<const unsigned char> bytes) 
   return true;
 }
 
+bool RecorderFile::Append(std::span<const unsigned char> block) {
+  if (end() + block.size() > most_.load(std::memory_order_relaxed)) {
+    SayOnce(EFBIG);
+    return false;
+  }
+  return Write(Reserve(block.size()), block);
+}
+
 unsigned char* RecorderFile::MapRing(uint64_t* offset) {
   // mmap wants whole pages: what is skipped to get there is a hole of at most one.
   const uint64_t at = (Reserve(kRingBytes + 4096) + 4095) / 4096 * 4096;
@@ -136,6 +144,12 @@ unsigned char* RecorderFile::MapRing(uint64_t* offset) {
 }
 
 void RecorderFile::UnmapRing(unsigned char* ring) { munmap(ring, kRingBytes); }
+
+void RecorderFile::GiveBackRing(unsigned char* ring, uint64_t offset) {
+  // Writing into a hole would ask the disk for room, and end the program where there is none.
+  void* const replaced = mmap(ring, kRingBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  if (replaced != MAP_FAILED) Punch(offset, offset + kRingBytes, {});
+}
 
 bool RecorderFile::Punch(uint64_t begin, uint64_t end, const std::vector<uint64_t>& rings) {
   std::vector<uint64_t> sorted = rings;

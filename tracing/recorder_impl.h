@@ -7,8 +7,13 @@
 // Invariants: an entry is in a ring's segment or, once that is drained, in the block with the segment's number, and in both
 // for a moment. `committed` of a segment covers whole entries alone. Names are written before what refers to them.
 //
+// Forks: rings and header are not mapped in a child, and the table of rings is empty there. So nothing that was the parent's is
+// touched, whatever the child does and whichever of its fork handlers runs first; all that is left of a recorder is abandoned.
+//
 // Locks: `mutex` guards the list of rings and making them; nothing on the path of a Write takes it once its thread has a ring.
 #pragma once
+
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
@@ -54,7 +59,7 @@ struct alignas(64) Ring {
   Deltas deltas;
   uint32_t known_owner = UINT32_MAX, known_site = UINT32_MAX;  // named in this file for certain
   std::atomic<uint32_t> current{0};
-  uint64_t last_ns = 0;
+  std::atomic<uint64_t> last_ns{0};
 
   std::array<std::atomic<SegmentState>, kSegmentsInRing> states{};
   std::array<uint64_t, kSegmentsInRing> last_times{};  // of full segments
@@ -77,6 +82,8 @@ struct Recorder::Impl {
 
   const RecorderOptions options;
   const uint64_t number;  // never used again
+  const pid_t process = getpid();
+  [[nodiscard]] bool Abandoned() const { return getpid() != process; }
   const std::unique_ptr<trace::RecorderFile> file;
 
   // ---- rings (recorder_rings.cc) ----
@@ -84,11 +91,13 @@ struct Recorder::Impl {
   // Rings by thread, two levels; a thread's is null until it writes.
   static constexpr size_t kLeaves = 4096, kLeaf = 1024;
   using Leaf = std::array<std::atomic<trace::Ring*>, kLeaf>;
-  std::array<std::atomic<Leaf*>, kLeaves> by_thread{};
+  using Leaves = std::array<std::atomic<Leaf*>, kLeaves>;
+  Leaves* const by_thread;  // zeros in a forked child
   std::mutex mutex;
   std::vector<std::unique_ptr<trace::Ring>> rings;   // under `mutex`
   std::atomic<uint64_t> next_segment{1};
   std::atomic<bool> ended{false};
+  std::atomic<uint64_t> no_ring_before{0};  // when to ask the disk for room again
 
   void Register();
   void Unregister();
@@ -107,6 +116,7 @@ struct Recorder::Impl {
   // ---- names (recorder_names.cc) ----
 
   trace::IdSet owners, sites, modules;  // those that the file has
+  void ForgetNamesIn(std::span<const unsigned char> segment);  // it was lost
   void NameOwner(trace::Ring& ring, OwnerId owner, uint64_t time);
   void NameSite(trace::Ring& ring, SiteId site, uint64_t time);
   // All of these, and their modules: for a snapshot.
@@ -116,7 +126,7 @@ struct Recorder::Impl {
 
   std::atomic<uint32_t> full_segments{0};  // counts up; the recorder's thread waits on it
   std::thread drainer;
-  void StartDrainer(bool with_snapshot);
+  absl::Status StartDrainer(bool with_snapshot);
   void DrainLoop(bool with_snapshot);
   trace::Compressor compressor;  // of the drainer
   uint64_t DrainFull();  // all full segments of all rings; how many
@@ -126,11 +136,14 @@ struct Recorder::Impl {
   // ---- the live set (recorder_snapshot.cc) ----
 
   uint64_t folded_at = 0;      // the file's end when the last snapshot was taken; of the drainer
-  uint64_t folded_before = 0;  // and the one before it
+  uint64_t fold_again_at = 0;  // the file's end
   uint64_t last_snapshot = 0;  // its offset
+  uint64_t given_back_to = 0;  // the file system has everything before it, but for rings
   void Fold();                 // at the limit
-  // Offset of its first block; 0 if there was no room.
+  void DropBefore(uint64_t offset);
+  // Offset of its first block; kSnapshotDue if there was no room, 0 if there is nothing to write.
   uint64_t WriteSnapshot();
+  void BeginWithSnapshot();  // the header's
 };
 
 }  // namespace gpuledger

@@ -27,6 +27,17 @@ void Recorder::Impl::NameOwner(Ring& ring, OwnerId owner, uint64_t time) {
   ring.known_owner = owner.value();
 }
 
+void Recorder::Impl::ForgetNamesIn(std::span<const unsigned char> segment) {
+  trace::SegmentDecoder decoder(segment, ThreadId(0));
+  for (trace::Decoded entry; decoder.Next(&entry);) {
+    if (entry.is_record) continue;
+    const auto id = static_cast<uint32_t>(entry.extra.id);
+    if (entry.extra.kind == Extra::kOwner) owners.Remove(id);
+    if (entry.extra.kind == Extra::kSite || entry.extra.kind == Extra::kStack) sites.Remove(id);
+    if (entry.extra.kind == Extra::kModule) modules.Remove(id);
+  }
+}
+
 namespace {
 
 // The modules of a stack that `known` does not hold, then the stack.

@@ -3,7 +3,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <mutex>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -61,25 +63,30 @@ void AfterForkInChild() {
   if (of_process.exchange(nullptr) != nullptr) Sink().forked.store(true);
 }
 
-absl::StatusOr<Recorder*> StartNow(const RecorderOptions& options, bool in_child) {
-  absl::StatusOr<std::unique_ptr<Recorder>> recorder = Recorder::StartWithSnapshot(options);
+// Its file is made, and entries come in.
+absl::StatusOr<Recorder*> Publish(const RecorderOptions& options) {
+  absl::StatusOr<std::unique_ptr<Recorder>> recorder = Recorder::Prepare(options);
   if (!recorder.ok()) return recorder.status();
   Sink().options = options;
   of_process.store(recorder->get(), std::memory_order_release);
   SetDefaultRecordSink(&Sink());
-  // Who has made no allocator yet writes all it ever does: a snapshot would fold its first steps for nothing. A child is
-  // inside a ledger here, and may not look.
-  bool from_the_beginning = !in_child;
-  if (!in_child) ForEachAllocator([&](CachingAllocator&) { from_the_beginning = false; });
-  (*recorder)->BeginServing(!from_the_beginning);
-  return recorder->release();
+  return recorder->release();  // threads may be inside from here on
+}
+
+absl::StatusOr<Recorder*> Serve(Recorder* recorder, Recorder::Beginning beginning) {
+  const absl::Status begun = recorder->BeginServing(beginning);
+  if (begun.ok()) return recorder;
+  of_process.store(nullptr, std::memory_order_release);
+  return begun;
 }
 
 Recorder* ProcessSink::StartInChild() noexcept {
   const std::lock_guard lock(StartMutex());
   if (Recorder* const recorder = of_process.load(std::memory_order_acquire)) return recorder;
   if (!forked.exchange(false)) return nullptr;
-  const absl::StatusOr<Recorder*> recorder = StartNow(RecorderOptions(options), true);
+  absl::StatusOr<Recorder*> recorder = Publish(RecorderOptions(options));
+  // The caller is inside a ledger, and may not look at one.
+  if (recorder.ok()) recorder = Serve(*recorder, Recorder::Beginning::kSnapshotSoon);
   if (recorder.ok()) return *recorder;
   Say(recorder.status());
   return nullptr;
@@ -105,7 +112,7 @@ const bool started_by_environment = [] {
 Recorder* Recorder::OfProcess() { return Sink().Current(); }
 
 absl::StatusOr<Recorder*> Recorder::StartOfProcess(const RecorderOptions& options) {
-  const std::lock_guard lock(StartMutex());
+  std::unique_lock lock(StartMutex());
   if (Recorder* const recorder = of_process.load(std::memory_order_acquire)) {
     return absl::FailedPreconditionError(fmt::format("the process is recorded already, to {}", recorder->path()));
   }
@@ -114,7 +121,18 @@ absl::StatusOr<Recorder*> Recorder::StartOfProcess(const RecorderOptions& option
     return pthread_atfork(nullptr, nullptr, AfterForkInChild) == 0;
   }();
   if (!once) return absl::ResourceExhaustedError("no memory for a fork handler");
-  return StartNow(options, false);
+  // A child makes its file beside this one, wherever it has gone by then.
+  RecorderOptions absolute = options;
+  std::error_code error;
+  if (const std::filesystem::path path = std::filesystem::absolute(options.path, error); !error) absolute.path = path.string();
+  const absl::StatusOr<Recorder*> recorder = Publish(absolute);
+  Sink().forked = false;
+  lock.unlock();  // whoever waits for it may be inside a ledger, which a snapshot stops
+  if (!recorder.ok()) return recorder;
+  // Who has made no allocator yet writes all it ever does: a snapshot would fold its first steps for nothing.
+  Beginning beginning = Beginning::kEmpty;
+  ForEachAllocator([&](CachingAllocator&) { beginning = Beginning::kSnapshotNow; });
+  return Serve(*recorder, beginning);
 }
 
 }  // namespace gpuledger

@@ -1,7 +1,11 @@
 // The path of an entry: from a record to bytes in the thread's segment.
+#include <pthread.h>
+
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <utility>
 
 #include "recorder_impl.h"
@@ -15,6 +19,7 @@ namespace {
 
 // Of a record; what is longer asks for room itself.
 constexpr size_t kLongestRecord = 160;
+constexpr uint64_t kAskDiskEveryNs = 10'000'000;
 
 // Recorders by number, for threads that end when their recorder may be gone.
 struct Recorders {
@@ -61,10 +66,12 @@ void Recorder::Write(const Record& record) noexcept {
 
 void Recorder::Impl::Commit(Ring& ring, size_t bytes, uint64_t time) {
   ring.at += bytes;
-  ring.last_ns = std::max(ring.last_ns, time);
+  if (time > ring.last_ns.load(std::memory_order_relaxed)) ring.last_ns.store(time, std::memory_order_relaxed);
   trace::SegmentHeader& segment = *ring.segment;
-  if (segment.entries == 0) segment.first_ns = time;
-  segment.entries += 1;
+  const std::atomic_ref entries(segment.entries);
+  const uint32_t before = entries.load(std::memory_order_relaxed);
+  if (before == 0) std::atomic_ref(segment.first_ns).store(time, std::memory_order_relaxed);
+  entries.store(before + 1, std::memory_order_relaxed);
   const auto length = static_cast<uint32_t>(ring.at - reinterpret_cast<unsigned char*>(ring.segment) - sizeof(trace::SegmentHeader));
   std::atomic_ref(segment.committed).store(length, std::memory_order_release);
 }
@@ -72,7 +79,7 @@ void Recorder::Impl::Commit(Ring& ring, size_t bytes, uint64_t time) {
 Ring* Recorder::Impl::RingOf(ThreadId thread) {
   const uint32_t id = thread.value();
   if (id < kLeaves * kLeaf) [[likely]] {
-    const Leaf* const leaf = by_thread[id / kLeaf].load(std::memory_order_acquire);
+    const Leaf* const leaf = (*by_thread)[id / kLeaf].load(std::memory_order_acquire);
     Ring* const ring = leaf == nullptr ? nullptr : (*leaf)[id % kLeaf].load(std::memory_order_relaxed);
     if (ring != nullptr) [[likely]] return ring;
   }
@@ -83,8 +90,9 @@ Ring* Recorder::Impl::RingOf(ThreadId thread) {
 
 void Recorder::Impl::BeginSegment(Ring& ring, uint32_t index) {
   trace::SegmentHeader* const segment = ring.SegmentAt(index);
-  std::atomic_ref(segment->number).store(0, std::memory_order_release);
-  segment->committed = 0;
+  // An exchange, so that nothing below can be seen in a segment that still has its old number.
+  std::atomic_ref(segment->number).exchange(0, std::memory_order_acq_rel);
+  std::atomic_ref(segment->committed).store(0, std::memory_order_relaxed);
   segment->entries = 0;
   segment->first_ns = 0;
   segment->thread = ring.thread.value();
@@ -96,6 +104,7 @@ void Recorder::Impl::BeginSegment(Ring& ring, uint32_t index) {
   ring.limit = reinterpret_cast<unsigned char*>(segment) + trace::kSegmentBytes;
   ring.deltas = {};
   ring.last_ns = 0;
+  ring.known_owner = ring.known_site = UINT32_MAX;  // the segment that named them may have been lost
 }
 
 void Recorder::Impl::MakeRoom(Ring& ring, size_t bytes) {
@@ -124,6 +133,9 @@ void Recorder::Impl::MakeRoom(Ring& ring, size_t bytes) {
 }
 
 void Recorder::Impl::Register() {
+  // A child knows none of its parent's recorders, and their lock may have been held by a thread that it does not have.
+  static const int handler = pthread_atfork(nullptr, nullptr, [] { new (&All()) Recorders; });
+  static_cast<void>(handler);
   const std::lock_guard lock(All().mutex);
   All().live.emplace_back(number, this);
 }
@@ -135,12 +147,16 @@ void Recorder::Impl::Unregister() {
 // ---- rings ---------------------------------------------------------------------------------------------------------------
 
 Ring* Recorder::Impl::MakeRing(ThreadId thread) {
-  if (ended.load(std::memory_order_acquire)) return nullptr;
+  if (ended.load(std::memory_order_acquire) || Abandoned()) return nullptr;
   const uint32_t id = thread.value();
-  if (id >= kLeaves * kLeaf) return nullptr;
+  const auto now = static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  if (id >= kLeaves * kLeaf || now < no_ring_before.load(std::memory_order_relaxed)) {
+    file->CountLost(1);
+    return nullptr;
+  }
   const std::lock_guard lock(mutex);
-  Leaf* leaf = by_thread[id / kLeaf].load(std::memory_order_acquire);
-  if (leaf == nullptr) by_thread[id / kLeaf].store(leaf = new Leaf{}, std::memory_order_release);
+  Leaf* leaf = (*by_thread)[id / kLeaf].load(std::memory_order_acquire);
+  if (leaf == nullptr) (*by_thread)[id / kLeaf].store(leaf = new Leaf{}, std::memory_order_release);
   Ring* ring = nullptr;
   for (const auto& one : rings) {
     bool free = false;
@@ -153,6 +169,7 @@ Ring* Recorder::Impl::MakeRing(ThreadId thread) {
     uint64_t offset = 0;
     unsigned char* const base = file->MapRing(&offset);
     if (base == nullptr) {
+      no_ring_before.store(now + kAskDiskEveryNs, std::memory_order_relaxed);
       file->CountLost(1);
       return nullptr;
     }
@@ -169,7 +186,6 @@ Ring* Recorder::Impl::MakeRing(ThreadId thread) {
     std::atomic_ref(file->header().last_ring).store(offset, std::memory_order_release);
   }
   ring->thread = thread;
-  ring->known_owner = ring->known_site = UINT32_MAX;
   ring->segment = nullptr;
   ring->at = ring->limit = nullptr;
   MakeRoom(*ring, 1);
@@ -184,7 +200,7 @@ Ring* Recorder::Impl::MakeRing(ThreadId thread) {
 
 void Recorder::Impl::LeaveRing(ThreadId thread) {
   const std::lock_guard lock(mutex);
-  Leaf* const leaf = by_thread[thread.value() / kLeaf].load();
+  Leaf* const leaf = (*by_thread)[thread.value() / kLeaf].load();
   if (leaf == nullptr) return;
   Ring* const ring = (*leaf)[thread.value() % kLeaf].exchange(nullptr);
   if (ring == nullptr) return;

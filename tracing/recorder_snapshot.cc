@@ -1,6 +1,7 @@
 // The live set as entries: where recording begins with something alive, and where older entries are dropped.
 #include <algorithm>
 
+#include "facts.h"
 #include "gpuledger/owner.h"
 #include "gpuledger/process.h"
 #include "gpuledger/sites.h"
@@ -12,6 +13,8 @@ using trace::Extra;
 using trace::ExtraEntry;
 
 namespace {
+
+constexpr uint64_t kSlack = 64 << 20;
 
 // Entries into segments of their own, one after the other.
 class SnapshotSegments {
@@ -103,6 +106,10 @@ uint64_t Recorder::Impl::WriteSnapshot() {
     for (const LiveAllocation& live : m.live) {
       const Record record = RecordOf(live, m);
       to.Add({.kind = Extra::kLive, .time = time, .value = live.pending ? 1u : 0u, .record = &record});
+      for (const KnownFact& fact : FactsOf(live.id)) {
+        to.Add({.kind = Extra::kFact, .time = time, .id = live.id.value(), .value = static_cast<uint64_t>(fact.kind),
+                .more = fact.value, .device = live.stream.device().value(), .text = fact.text});
+      }
       if (live.payer.scope != ScopeId(0) && gpuledger::ScopeEnded(live.payer.scope)) {
         to.Add({.kind = Extra::kEndedScope, .time = time, .id = live.payer.scope.value()});
       }
@@ -118,34 +125,44 @@ uint64_t Recorder::Impl::WriteSnapshot() {
     header.number = --left;
     header.entries = segment.entries;
     const std::span<const unsigned char> block = compressor_here.MakeBlock(header, segment.bytes);
-    if (block.empty()) return 0;
+    if (block.empty()) return trace::kSnapshotDue;
     all.insert(all.end(), block.begin(), block.end());
     all.resize((all.size() + trace::kAlignment - 1) / trace::kAlignment * trace::kAlignment);
   }
   if (all.empty()) return 0;
   const uint64_t offset = file->Reserve(all.size());
-  return file->Write(offset, all) ? offset : 0;
+  return file->Write(offset, all) ? offset : trace::kSnapshotDue;
+}
+
+void Recorder::Impl::BeginWithSnapshot() {
+  std::atomic_ref(file->header().snapshot).store(WriteSnapshot(), std::memory_order_release);
 }
 
 void Recorder::Impl::Fold() {
   const uint64_t now = file->end();  // every block before it was written before the snapshot is taken
   const uint64_t snapshot = WriteSnapshot();
-  if (snapshot == 0) return;
-  trace::FileHeader& header = file->header();
-  if (last_snapshot != 0 || folded_at != 0) {
-    // Reading goes on from the snapshot before this one.
-    std::vector<uint64_t> offsets;
-    {
-      const std::lock_guard lock(mutex);
-      for (const auto& ring : rings) offsets.push_back(ring->offset);
-    }
-    std::atomic_ref(header.snapshot).store(last_snapshot, std::memory_order_release);
-    const uint64_t before = std::atomic_ref(header.first_offset).exchange(folded_at, std::memory_order_acq_rel);
-    header.dropped_bytes += folded_at - before;
-    file->Punch(before, folded_at, offsets);  // where it is not possible, the file grows on
+  fold_again_at = file->end() + options.limit.count() / 2;
+  if (snapshot != 0 && snapshot != trace::kSnapshotDue) {
+    if (last_snapshot != 0) DropBefore(folded_at);
+    folded_at = now;
+    last_snapshot = snapshot;
   }
-  folded_at = now;
-  last_snapshot = snapshot;
+  // Where nothing can be given back, since no snapshot finds room or the file system makes no holes, the file ends here.
+  file->SetMost(given_back_to + 2 * options.limit.count() + kSlack);
+}
+
+void Recorder::Impl::DropBefore(uint64_t offset) {
+  std::vector<uint64_t> offsets;
+  {
+    const std::lock_guard lock(mutex);
+    for (const auto& ring : rings) offsets.push_back(ring->offset);
+  }
+  // Reading goes on from the snapshot before the newest one: that is said first, and then made true.
+  trace::FileHeader& header = file->header();
+  std::atomic_ref(header.snapshot).store(last_snapshot, std::memory_order_release);
+  const uint64_t before = std::atomic_ref(header.first_offset).exchange(offset, std::memory_order_acq_rel);
+  header.dropped_bytes += offset - before;
+  if (file->Punch(before, offset, offsets)) given_back_to = offset;
 }
 
 }  // namespace gpuledger

@@ -25,7 +25,10 @@ void PutSigned(unsigned char*& to, uint64_t now, uint64_t before) {
   Put(to, (static_cast<uint64_t>(change) << 1) ^ static_cast<uint64_t>(change >> 63));
 }
 void PutText(unsigned char*& to, std::string_view text, size_t most) {
-  const size_t length = std::min(text.size(), most);
+  size_t length = std::min(text.size(), most);
+  // What is too long is cut between characters of UTF-8, where it is some.
+  const auto inside = [&](size_t at) { return (static_cast<unsigned char>(text[at]) & 0xc0) == 0x80; };
+  for (int back = 0; back < 3 && length > 0 && length < text.size() && inside(length); ++back) --length;
   Put(to, length);
   if (length != 0) std::memcpy(to, text.data(), length);  // an empty text may have no address
   to += length;

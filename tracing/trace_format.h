@@ -34,7 +34,7 @@ struct FileHeader {
   int64_t wall_clock_ns;   // since 1970, when the trace began
   uint64_t began_ns;       // the same instant on the clock of the entries
   uint64_t first_offset;   // blocks before it were dropped, but for rings
-  uint64_t snapshot;       // offset of the snapshot that the entries continue; 0: none
+  uint64_t snapshot;       // offset of the snapshot that the entries continue; 0: none; kSnapshotDue
   uint64_t last_ring;      // offset of the ring made last; 0: none. Each ring names the one before it
   uint64_t lost;           // entries that found no room on the disk
   uint64_t dropped_bytes;
@@ -43,6 +43,8 @@ struct FileHeader {
   char command[3072];
 };
 static_assert(sizeof(FileHeader) <= kHeaderBytes);
+// Something was live when the trace began, and the snapshot of it is not written yet, or never was.
+inline constexpr uint64_t kSnapshotDue = 1;
 
 enum class BlockType : uint16_t { kSegment = 1, kRing = 2, kSnapshot = 3 };
 

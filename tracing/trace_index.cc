@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstddef>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -195,7 +196,9 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
   }
   // The last block of a writer that is at work, or was killed, may be torn: its ring has what is in it.
   if (skipped_from != UINT64_MAX && index.header.ended != 0) NoteSkipped(file, skipped_from, size, index);
-  if (index.header.snapshot != 0 && (index.snapshot.empty() || index.snapshot.back().number != 0)) {
+  if (index.header.snapshot == kSnapshotDue) {
+    index.problems.push_back({offsetof(FileHeader, snapshot), "what was live when the trace began was not written before the process ended: it is missing"});
+  } else if (index.header.snapshot != 0 && (index.snapshot.empty() || index.snapshot.back().number != 0)) {
     index.problems.push_back({index.header.snapshot, "the snapshot of what was live is not whole: it is left out"});
     index.snapshot.clear();
   }

@@ -26,7 +26,7 @@ struct GPULEDGER_EXPORT RecorderOptions {
   // Made 0600, never over an existing file. %p is the process id.
   std::string path;
   // What the file may take on disk. Beyond it the oldest entries are dropped, and what was live then is kept as a snapshot,
-  // so that verdicts stay right.
+  // so that verdicts stay right: of what allocators hold; records of a ledger that belongs to none are dropped. At least 1 MiB.
   Bytes limit = Bytes(uint64_t{2} << 30);
 };
 
@@ -55,9 +55,11 @@ class GPULEDGER_EXPORT Recorder final : public RecordSink {
   // Entries that went into no file, because the disk was full.
   [[nodiscard]] uint64_t lost() const;
 
-  // The library's own: StartOfProcess in two steps. The snapshot is taken once entries come in.
-  static absl::StatusOr<std::unique_ptr<Recorder>> StartWithSnapshot(const RecorderOptions& options);
-  void BeginServing(bool with_snapshot);
+  // The library's own: StartOfProcess in two steps. A snapshot is taken once entries come in: at once, or by the recorder's
+  // thread, where the caller is inside a ledger.
+  enum class Beginning : uint8_t { kEmpty, kSnapshotNow, kSnapshotSoon };
+  static absl::StatusOr<std::unique_ptr<Recorder>> Prepare(const RecorderOptions& options);
+  absl::Status BeginServing(Beginning beginning);
   struct Impl;
 
  private:
