@@ -164,8 +164,10 @@ class FileReader final : public TraceReader {
     *entry = TraceEntry{};
     ++read_;
     if (d.is_record) {
-      const auto cut = cuts_.find({d.record.ledger.value(), d.record.thread.value()});
-      if (cut != cuts_.end() && d.record.sequence <= cut->second) return false;  // it is in the snapshot
+      if (!cuts_.empty()) {
+        const auto cut = cuts_.find({d.record.ledger.value(), d.record.thread.value()});
+        if (cut != cuts_.end() && d.record.sequence <= cut->second) return false;  // it is in the snapshot
+      }
       entry->record = d.record;
       return true;
     }

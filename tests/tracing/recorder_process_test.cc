@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
@@ -17,7 +19,9 @@
 #include "gpuledger/allocator.h"
 #include "gpuledger/fake_upstream.h"
 #include "gpuledger/leak_report.h"
+#include "gpuledger/owner.h"
 #include "gpuledger/recorder.h"
+#include "gpuledger/settle.h"
 #include "gpuledger/trace_reader.h"
 
 namespace gpuledger {
@@ -65,7 +69,6 @@ TEST_F(RecorderProcessTest, ALateStartBeginsWithWhatIsLive) {
               CachingAllocator allocator(upstream, AllocatorOptions{});
               Buffer before = *allocator.Allocate(1_MiB, kStream);
               if (!Recorder::StartOfProcess({path_, 1_GiB}).ok()) _exit(1);
-              usleep(20'000);  // the snapshot is taken by the recorder's thread
               Buffer after = *allocator.Allocate(2_MiB, kStream);
               { const Buffer gone = *allocator.Allocate(4_MiB, kStream); }
               kill(getpid(), SIGKILL);
@@ -125,6 +128,60 @@ TEST_F(RecorderProcessTest, AForkedChildWritesAFileOfItsOwnThatBeginsWithWhatIsL
   EXPECT_EQ(in_use.count(11), 3u);  // each child: 1 + 2 + 8, and maybe a small block that was in use at the fork
 }
 
+// Its snapshot is taken by a thread of its own, which may come too late: then nobody may think that nothing was live.
+TEST_F(RecorderProcessTest, AChildThatEndsAtOnceHasItsSnapshotOrSaysThatItHasNone) {
+  ASSERT_EQ(InChild([&] {
+              if (!Recorder::StartOfProcess({path_, 1_GiB}).ok()) _exit(1);
+              FakeUpstream upstream;
+              CachingAllocator allocator(upstream, AllocatorOptions{});
+              const Buffer before = *allocator.Allocate(1_MiB, kStream);
+              std::atomic<bool> stop{false};
+              std::thread busy([&] {  // threads that come and go while the process forks
+                while (!stop) std::thread([&] { const Buffer b = *allocator.Allocate(512_B, kStream); }).join();
+              });
+              for (int i = 0; i < 30; ++i) {
+                const int code = InChild([&] {
+                  const Buffer in_child = *allocator.Allocate(2_MiB, kStream);
+                  usleep(static_cast<useconds_t>(i * 20));
+                  _exit(0);
+                });
+                if (code != 0) _exit(2);
+              }
+              stop = true;
+              busy.join();
+              _exit(0);
+            }),
+            0);
+  ASSERT_EQ(Files().size(), 31u);
+  for (const std::string& file : Files()) {
+    absl::StatusOr<std::unique_ptr<TraceReader>> trace = TraceReader::Open(file);
+    ASSERT_TRUE(trace.ok()) << trace.status();
+    const absl::StatusOr<LeakReport> report = ReportOnTrace(**trace, {});
+    ASSERT_TRUE(report.ok()) << report.status();
+    if (report->trace.problems.empty()) {
+      EXPECT_GE(report->in_use, 1_MiB);
+    } else {
+      EXPECT_NE(report->trace.problems[0].what.find("was live when the trace began"), std::string::npos) << report->trace.problems[0].what;
+      EXPECT_FALSE(report->undecided_why.empty());
+    }
+  }
+}
+
+TEST_F(RecorderProcessTest, AChildThatHasGoneElsewhereWritesBesideItsParent) {
+  ASSERT_EQ(InChild([&] {
+              std::filesystem::current_path(folder_);
+              if (!Recorder::StartOfProcess({"here.trace", 1_GiB}).ok()) _exit(1);
+              FakeUpstream upstream;
+              CachingAllocator allocator(upstream, AllocatorOptions{});
+              _exit(InChild([&] {
+                std::filesystem::current_path("/");
+                const Buffer in_child = *allocator.Allocate(2_MiB, kStream);
+              }));
+            }),
+            0);
+  EXPECT_EQ(Files().size(), 2u);
+}
+
 TEST_F(RecorderProcessTest, AChildThatAllocatesNothingLeavesNoFile) {
   ASSERT_EQ(InChild([&] {
               if (!Recorder::StartOfProcess({path_, 1_GiB}).ok()) _exit(1);
@@ -141,8 +198,12 @@ TEST_F(RecorderProcessTest, AtItsLimitTheFileDropsWhatIsOldAndVerdictsStayRight)
               FakeUpstream upstream;
               CachingAllocator allocator(upstream, AllocatorOptions{});
               std::vector<Buffer> kept;
-              Buffer once = *allocator.Allocate(64_MiB, kStream);  // the peak, long ago
-              once.Reset();
+              {
+                const OwnerScope scope(Payer{InternOwner("long/ago"), Role::kScratch});
+                const Buffer once = *allocator.Allocate(64_MiB, kStream);  // the peak
+              }
+              const Buffer held = *allocator.Allocate(3_MiB, kStream);
+              if (!Settle::NoteFact(held.ptr().address(), FactKind::kHolder, 0, "global 'held'").ok()) _exit(1);
               const auto work = [&](uint64_t seed) {
                 std::mt19937_64 random(seed);
                 std::map<uint64_t, Buffer> live;
@@ -159,15 +220,23 @@ TEST_F(RecorderProcessTest, AtItsLimitTheFileDropsWhatIsOldAndVerdictsStayRight)
               }
               _exit(static_cast<int>(allocator.ledger().usage().in_use.count() >> 20));
             }),
-            20);
+            23);
   const std::string file = Files().at(0);
   struct stat found{};
   ASSERT_EQ(stat(file.c_str(), &found), 0);
   EXPECT_LE(Bytes(static_cast<uint64_t>(found.st_blocks) * 512), kLimit * 2u);
   const LeakReport report = ReportOn(file);
-  EXPECT_EQ(report.in_use, 20_MiB);
+  EXPECT_EQ(report.in_use, 23_MiB);
   EXPECT_GT(report.trace.dropped_bytes, 0u);
-  EXPECT_GE(report.peak, 64_MiB);
+  EXPECT_EQ(report.peak, 64_MiB);
+  ASSERT_EQ(report.at_peak.size(), 1u);
+  EXPECT_EQ(report.at_peak[0].owner, "long/ago");
+  EXPECT_EQ(report.at_peak[0].bytes, 64_MiB);
+  // What is known of a block that lives is not dropped either.
+  const std::unique_ptr<TraceReader> trace = TraceReader::Open(file).value();
+  int holders = 0;
+  for (TraceEntry entry; trace->Next(&entry);) holders += entry.kind == EntryKind::kFact && entry.text == "global 'held'" ? 1 : 0;
+  EXPECT_EQ(holders, 1);
 }
 
 }  // namespace

@@ -11,13 +11,15 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <map>
 #include <random>
+#include <set>
 #include <thread>
 
 #include <fmt/format.h>
 
-#include "gpuledger/allocator.h"
-#include "gpuledger/fake_upstream.h"
+#include "gpuledger/leak_report.h"
+#include "gpuledger/owner.h"
 #include "gpuledger/trace_reader.h"
 
 namespace gpuledger {
@@ -191,7 +193,7 @@ TEST_F(RecorderTest, AKilledProcessLeavesAllThatItWrote) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   constexpr int kKills = 50;  // they are slow to start
 #else
-  constexpr int kKills = 1000;
+  constexpr int kKills = 900;
 #endif
   for (int kill_number = 0; kill_number < kKills; ++kill_number) {
     progress->written = 0;
@@ -212,7 +214,7 @@ TEST_F(RecorderTest, AKilledProcessLeavesAllThatItWrote) {
       }
     }
     while (progress->written.load() == 0 && waitpid(child, nullptr, WNOHANG) == 0) usleep(50);
-    usleep(static_cast<useconds_t>(random() % 4000));
+    usleep(static_cast<useconds_t>(random() % (kill_number % 20 == 0 ? 4000 : 400)));
     kill(child, SIGKILL);
     int status = 0;
     waitpid(child, &status, 0);
@@ -228,32 +230,170 @@ TEST_F(RecorderTest, AKilledProcessLeavesAllThatItWrote) {
   munmap(progress, sizeof(Progress));
 }
 
-TEST_F(RecorderTest, AFullDiskStopsNobodyAndCountsWhatIsLost) {
+// Threads with owners of their own, more and more of them: names come before what refers to them, whenever the end comes.
+TEST_F(RecorderTest, AKilledProcessLeavesWhatEachThreadWroteAndItsNames) {
+  constexpr uint64_t kThreads = 3;
+  struct Told {
+    std::atomic<uint64_t> written, thread;
+  };
+  auto* const told = static_cast<Told*>(mmap(nullptr, kThreads * sizeof(Told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  std::mt19937_64 random(seed);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr int kKills = 10;
+#else
+  constexpr int kKills = 100;
+#endif
+  for (int kill_number = 0; kill_number < kKills; ++kill_number) {
+    for (uint64_t t = 0; t < kThreads; ++t) told[t].written = 0;
+    const pid_t child = fork();
+    if (child == 0) {
+      auto recorder = Recorder::Start({path_, 1_GiB});
+      if (!recorder.ok()) _exit(1);
+      std::vector<std::thread> threads;
+      for (uint64_t t = 0; t < kThreads; ++t) {
+        threads.emplace_back([&, t] {
+          told[t].thread = ThisThread().value();
+          Record r;
+          r.thread = ThisThread();
+          for (uint64_t i = 1;; ++i) {
+            if (i % 100 == 1) r.owner = InternOwner(fmt::format("layer {}", i / 100 * (i % 2 == 0 ? 1 : t)));
+            r.sequence = i, r.allocation = AllocationId(i), r.time = TimePoint(i * 3 + t), r.requested = r.charged = Bytes(i % 5000 + 1);
+            (*recorder)->Write(r);
+            told[t].written.store(i, std::memory_order_release);
+          }
+        });
+      }
+      pause();
+    }
+    for (uint64_t t = 0; t < kThreads; ++t) {
+      while (told[t].written == 0 && waitpid(child, nullptr, WNOHANG) == 0) usleep(50);
+    }
+    usleep(static_cast<useconds_t>(random() % 1000));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    std::map<uint64_t, uint64_t> read;
+    absl::StatusOr<std::unique_ptr<TraceReader>> reader = TraceReader::Open(path_);
+    ASSERT_TRUE(reader.ok()) << reader.status();
+    std::set<OwnerId> owners;
+    for (TraceEntry entry; (*reader)->Next(&entry);) {
+      if (entry.record.sequence != ++read[entry.record.thread.value()]) FAIL() << "kill " << kill_number;
+      owners.insert(entry.record.owner);
+    }
+    for (const OwnerId owner : owners) ASSERT_FALSE((*reader)->owner_name(owner).starts_with("owner ")) << "kill " << kill_number;
+    ASSERT_TRUE((*reader)->info().problems.empty()) << (*reader)->info().problems.front().what;
+    for (uint64_t t = 0; t < kThreads; ++t) ASSERT_GE(read[told[t].thread], told[t].written) << "kill " << kill_number;
+    unlink(path_.c_str());
+  }
+  munmap(told, kThreads * sizeof(Told));
+}
+
+// A recorder that serves one allocator: what a child does with it goes nowhere, and hurts nobody.
+TEST_F(RecorderTest, AForkedChildWritesNothingIntoItsParentsFile) {
+  std::unique_ptr<Recorder> recorder = Started();
+  recorder->Mark("parent");
   const pid_t child = fork();
   if (child == 0) {
-    const rlimit limit{1 << 20, 1 << 20};
-    setrlimit(RLIMIT_FSIZE, &limit);
+    recorder->Mark("child");
+    std::thread([&] { recorder->Mark("child's thread"); }).join();
+    if (recorder->lost() != 0 || recorder->path().empty()) _exit(1);
+    recorder.reset();
+    std::exit(0);  // thread-locals end
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
+  recorder->Mark("parent again");
+  recorder.reset();
+  const std::vector<TraceEntry> entries = Entries();
+  ASSERT_EQ(entries.size(), 3u);
+  EXPECT_EQ(entries[2].kind, EntryKind::kProgramEnded);
+}
+
+TEST_F(RecorderTest, EndsWhileThreadsAreWriting) {
+  std::atomic<bool> stop{false};
+  std::unique_ptr<Recorder> recorder = Started();
+  std::vector<std::thread> threads;
+  std::atomic<uint64_t> before_the_end{0};
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&] {
+      Record r;
+      r.thread = ThisThread();
+      for (uint64_t i = 1; !stop; ++i) {
+        r.sequence = i, r.time = TimePoint(i), r.allocation = AllocationId(i);
+        recorder->Write(r);
+        if (i == 10'000) before_the_end += i;
+      }
+    });
+  }
+  while (before_the_end < 30'000) std::this_thread::yield();
+  recorder->End();
+  usleep(2000);
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  recorder.reset();
+  std::map<uint32_t, uint64_t> last;
+  uint64_t count = 0;
+  for (const TraceEntry& entry : Entries()) {
+    if (entry.kind != EntryKind::kRecord) continue;
+    ++count;
+    ASSERT_EQ(entry.record.sequence, ++last[entry.record.thread.value()]);
+  }
+  EXPECT_GE(count, 30'000u);
+}
+
+// Random enough to fill a disk.
+class FillingRecord {
+ public:
+  const Record& Next(OwnerId owner) {
+    ++i_;
+    r_.thread = ThisThread(), r_.owner = owner;
+    r_.sequence = i_, r_.time = TimePoint(i_), r_.allocation = AllocationId(random_()), r_.requested = r_.charged = Bytes(random_());
+    return r_;
+  }
+
+ private:
+  std::mt19937_64 random_{1};
+  uint64_t i_ = 0;
+  Record r_;
+};
+
+// The limit of file sizes stands for the disk: raised again, it is a disk with room.
+void LimitFiles(uint64_t bytes) {
+  const rlimit limit{bytes, RLIM_INFINITY};
+  setrlimit(RLIMIT_FSIZE, &limit);
+}
+
+TEST_F(RecorderTest, AFullDiskStopsNobodyAndWithRoomAgainWhatFollowsHasItsNames) {
+  const pid_t child = fork();
+  if (child == 0) {
+    LimitFiles(1 << 20);
     const auto recorder = Recorder::Start({path_, 1_GiB});
     if (!recorder.ok()) _exit(1);
-    std::mt19937_64 random(1);
-    Record r;
-    r.thread = ThisThread();
-    for (uint64_t i = 1; i <= 500'000; ++i) {
-      r.sequence = i, r.time = TimePoint(i), r.allocation = AllocationId(random()), r.requested = r.charged = Bytes(random());
-      (*recorder)->Write(r);
-    }
-    _exit((*recorder)->lost() > 0 ? 0 : 2);
+    FillingRecord record;
+    for (int i = 0; i < 200'000; ++i) (*recorder)->Write(record.Next(kUnattributed));
+    const uint64_t lost = (*recorder)->lost();
+    const OwnerId owner = InternOwner("named on a full disk");
+    for (int i = 0; i < 50'000; ++i) (*recorder)->Write(record.Next(owner));  // its name is lost
+    std::thread([&] { (*recorder)->Write(FillingRecord().Next(owner)); }).join();  // no room for a ring
+    LimitFiles(RLIM_INFINITY);
+    for (int i = 0; i < 20'000; ++i) (*recorder)->Write(record.Next(owner));
+    (*recorder)->Mark("room again");
+    _exit(lost > 0 && (*recorder)->lost() > lost ? 0 : 2);
   }
   int status = 0;
   waitpid(child, &status, 0);
   ASSERT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 0);
-  absl::StatusOr<std::unique_ptr<TraceReader>> reader = TraceReader::Open(path_);
-  ASSERT_TRUE(reader.ok());
-  uint64_t read = 0;
-  for (TraceEntry entry; (*reader)->Next(&entry);) ++read;
-  EXPECT_GT(read, 10'000u);
-  EXPECT_GT((*reader)->info().lost, 0u);
+  const std::vector<TraceEntry> entries = Entries();
+  EXPECT_GT(entries.size(), 10'000u);
+  ASSERT_EQ(entries.back().kind, EntryKind::kMark);
+  EXPECT_GT(reader_->info().lost, 0u);
+  EXPECT_EQ(reader_->owner_name(entries[entries.size() - 2].record.owner), "named on a full disk");
+  const absl::StatusOr<LeakReport> report = ReportOnTrace(*reader_, {});
+  ASSERT_TRUE(report.ok());
+  EXPECT_NE(report->undecided_why.find("were lost"), std::string::npos) << report->undecided_why;
 }
 
 }  // namespace
