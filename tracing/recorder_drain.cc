@@ -2,8 +2,11 @@
 #include <signal.h>
 #include <zstd.h>
 
+#include <chrono>
 #include <cstring>
 #include <system_error>
+#include <thread>
+#include <vector>
 
 #include "recorder_impl.h"
 
@@ -16,6 +19,21 @@ using trace::SegmentState;
 namespace {
 
 constexpr int kLevel = 1;
+constexpr auto kMostWaitedAtEnd = std::chrono::milliseconds(200);
+
+// Threads may be draining segments of their own: the process is about to end, and they take some hundred microseconds.
+bool AllDrained(const std::vector<Ring*>& rings) {
+  const auto until = std::chrono::steady_clock::now() + kMostWaitedAtEnd;
+  for (const Ring* const ring : rings) {
+    for (const auto& state : ring->states) {
+      while (state.load(std::memory_order_acquire) == SegmentState::kDraining) {
+        if (std::chrono::steady_clock::now() > until) return false;
+        std::this_thread::yield();
+      }
+    }
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -128,7 +146,8 @@ void Recorder::Impl::Finish() {
   }
   const uint64_t lost = file->header().lost;
   DrainFull();
-  if (file->header().lost != lost) return;  // the rings have what found no room
+  // The rings stay as they are where they have what found no room, or a thread is still draining one.
+  if (file->header().lost != lost || !AllDrained(all)) return;
   std::atomic_ref(file->header().ended).store(1, std::memory_order_release);
   // Everything is in blocks: rings need no space any more.
   file->header().last_ring = 0;
