@@ -258,7 +258,6 @@ def test_looking_for_holders_keeps_nothing_alive_and_touches_no_shared_bytes():
     counted = sys.getrefcount(source)
     holders(address_of(source))
     counted_after = sys.getrefcount(source)
-    for r in gc.get_referrers(source): print("REF", type(r), str(r)[:300])
     assert counted_after == counted
     before = gpuledger.usage()
     other = torch.ones(8)

@@ -89,14 +89,30 @@ def _attribute(instance: object, held: object) -> str | None:
     return None
 
 
-def _local(frame: FrameType, held: object) -> str:
+def frame_of(holder: object) -> FrameType | None:
+    """The frame that it is, or that it suspends."""
+    if type(holder) is FrameType:
+        return holder
+    for kind, attribute in ((GeneratorType, "gi_frame"), (CoroutineType, "cr_frame"), (AsyncGeneratorType, "ag_frame")):
+        if type(holder) is kind:
+            return getattr(holder, attribute)
+    return None
+
+
+def locals_that_are(frame: FrameType, held: object) -> list[str]:
+    """The names of the frame's locals that are the object."""
     snapshot = frame.f_locals
-    name = next((name for name, value in snapshot.items() if value is held), None)
+    names = [name for name, value in snapshot.items() if value is held]
     if isinstance(snapshot, dict) and sys.getrefcount(snapshot) <= 3:
         snapshot.clear()  # _paths.locals_of says why
+    return names
+
+
+def _local(frame: FrameType, held: object) -> str:
     code = frame.f_code
     where = f"{code.co_name}() in {os.path.basename(code.co_filename)}:{frame.f_lineno}"
-    return f"local '{name}' of {where}" if name is not None else f"a value of {where}"
+    names = locals_that_are(frame, held)
+    return f"local '{names[0]}' of {where}" if names else f"a value of {where}"
 
 
 def _function(function: FunctionType) -> str:
@@ -150,7 +166,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
                 words.text += "," if i + 1 < len(links) or root else ""
                 i += 1
         elif type(holder) in (GeneratorType, CoroutineType, AsyncGeneratorType):
-            frame = holder.gi_frame if type(holder) is GeneratorType else getattr(holder, "cr_frame", None) or getattr(holder, "ag_frame", None)
+            frame = frame_of(holder)
             words.add(_local(frame, held) if frame is not None else "")
             words.clause(f"a suspended {_generator(holder)}")
             words.text += "," if not last or root else ""

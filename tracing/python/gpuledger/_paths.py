@@ -15,15 +15,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType, GeneratorType, ModuleType, CoroutineType, AsyncGeneratorType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 
-from gpuledger._hops import Link, phrase_of
+from gpuledger._hops import Link, frame_of, locals_that_are, phrase_of
 
 _DEPTH = 16  # links from an object to the name at the end
 _NODES = 50_000
 _FEW = 24  # up to so many objects the collector's own search is faster than a pass of ours
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_GENERATORS = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,10 @@ class Search:
 
     def __init__(self, choose: Callable[[list[object]], list[object]]) -> None:
         """``choose`` picks the objects to search for out of all that the collector tracks."""
+        self._running = _Running()  # first: what holds a frame's snapshot of its locals keeps it from being emptied
+        self._modules = _module_dicts()
         # It holds this object too, so it is not kept: that would be a cycle.
         everything = gc.get_objects()
-        self._running = _Running()
-        self._modules = _module_dicts()
         self._nodes: dict[int, object] = {}
         self._referrers: defaultdict[int, list[int]] = defaultdict(list)
         self._complete = False
@@ -112,10 +111,10 @@ class Search:
         return [r for r in everything if not missing(map(id, gc.get_referents(r)))]
 
     def _is_passed_over(self, referrer: object) -> bool:
-        kind = type(referrer)
-        if kind is FrameType:
+        if type(referrer) is FrameType:
             return id(referrer) in self._running.frames or referrer.f_code.co_filename.startswith(_OWN)
-        return kind in _GENERATORS and _frame_of(referrer) is not None and id(_frame_of(referrer)) in self._running.frames
+        frame = frame_of(referrer)
+        return frame is not None and id(frame) in self._running.frames
 
     def _look(self, targets: list[object], everything: list[object]) -> None:
         known = set(map(id, everything))
@@ -205,14 +204,11 @@ class Search:
             if not root and not issubclass(type(chain[-1]), type):
                 if self._complete and self._is_cyclic(id(target)):
                     text += ", a cycle that nothing else refers to"
-            found.append(Path(text, any(type(node) is TracebackType for node in chain)))
+            through = any(type(node) is TracebackType for node in chain)
+            found.append(Path(text, through))
+            frame = frame_of(chain[1])
+            names = locals_that_are(frame, target) if frame is not None else []
+            found += [Path(text.replace(f"'{names[0]}'", f"'{name}'", 1), through) for name in names[1:]]
         unique = list(dict.fromkeys(found))
         return unique[:limit] + ([Path(f"{len(unique) - limit} more")] if len(unique) > limit else [])
 
-
-def _frame_of(generator: object) -> FrameType | None:
-    for attribute in ("gi_frame", "cr_frame", "ag_frame"):
-        frame = getattr(generator, attribute, None)
-        if frame is not None:
-            return frame
-    return None
