@@ -44,19 +44,26 @@ absl::Status ParseReleaseAfter(std::string_view text, AllocatorOptions& options)
   return absl::OkStatus();
 }
 
+// Read at load, where nobody could be told of a mistake.
+absl::Status ParseStacks(std::string_view text, AllocatorOptions&) {
+  if (text == "none" || text == "native" || text == "python" || text == "all") return absl::OkStatus();
+  return absl::InvalidArgumentError(fmt::format("'{}' is no kind of stacks", text));
+}
+
 constexpr Option kOptions[] = {
     {"GPULEDGER_CAP", "a size such as 8GiB: reserved never exceeds it", ParseCap},
     {"GPULEDGER_ON_MISUSE", "abort or warn: what a double free or a foreign pointer does", ParseOnMisuse},
     {"GPULEDGER_RELEASE_AFTER", "seconds: cached memory that was not used for so long is given back at the next growth; 0: never",
      ParseReleaseAfter},
     {"GPULEDGER_REPORT_OWNERS", "a count: how many owners a report names", ParseReportOwners},
+    {"GPULEDGER_STACKS", "none, native, python or all: what of the call stack an allocation is recorded with", ParseStacks},
 };
 
 // Read by other parts of the project, and so known here too (tests/test_boundaries.py: none is missing).
 constexpr std::string_view kElsewhere[] = {"GPULEDGER_ATTACH", "GPULEDGER_BINARY", "GPULEDGER_FAKE_CUDA", "GPULEDGER_FUZZ_SECONDS",
                                            "GPULEDGER_GPU_OPERATIONS", "GPULEDGER_GPU_ROUNDS", "GPULEDGER_LIBRARY",
                                            "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_CUDA",
-                                           "GPULEDGER_SCALE_MINIMISE_SECONDS", "GPULEDGER_SCALE_OPERATIONS", "GPULEDGER_STACKS",
+                                           "GPULEDGER_SCALE_MINIMISE_SECONDS", "GPULEDGER_SCALE_OPERATIONS",
                                            "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH_LIBRARY",
                                            "GPULEDGER_TRACE", "GPULEDGER_TRACE_LIMIT", "GPULEDGER_TRACES"};
 

@@ -11,6 +11,8 @@ void Take(uint64_t& from, uint64_t amount) { from -= std::min(from, amount); }
 
 }  // namespace
 
+void Aggregate::Put(uint64_t& to, uint64_t amount) { to += std::min(amount, kMostBytes - std::min(to, kMostBytes)); }
+
 void Aggregate::Charge(const Live& live, bool more) {
   Device& device = devices_[live.ledger];
   Account& account = device.accounts[AccountKey(live.payer)];
@@ -37,6 +39,9 @@ void Aggregate::Charge(const Live& live, bool more) {
 }
 
 void Aggregate::Allocate(const Record& r, bool pending) {
+  ++allocations_;
+  if (!early_.empty() && early_.erase(r.allocation.value()) != 0) return;
+  if (r.charged.count() > kMostBytes - held_) return;  // damaged: no machine has so much
   const auto [at, fresh] = live_.try_emplace(r.allocation.value());
   if (!fresh) return;  // the snapshot has it
   Live& live = at->second;
@@ -45,6 +50,7 @@ void Aggregate::Allocate(const Record& r, bool pending) {
   live.payer = {r.owner, r.role, r.scope};
   live.site = r.site, live.thread = r.thread, live.device = r.device, live.ledger = r.ledger.value();
   live.pending = pending;
+  held_ += r.charged.count();
   if (pending) {
     devices_[live.ledger].pending += live.charged.count();
   } else {
@@ -60,15 +66,23 @@ void Aggregate::Request(uint64_t id) {
   live.pending = true;
   devices_[live.ledger].pending += live.charged.count();
   growth_.Freed(live.site, live.charged, entries_ - live.index);
-  if (settling_.begun && !settling_.ended) settling_.went.push_back(id);
+  NoteGone(id);
+}
+
+void Aggregate::NoteGone(uint64_t id) {
+  if (settling_.begun && !settling_.ended && settling_.blocks.contains(id)) settling_.went.push_back(id);
 }
 
 void Aggregate::Complete(uint64_t id) {
   const auto found = live_.find(id);
-  if (found == live_.end()) return;
+  if (found == live_.end()) {
+    if (early_.size() < kMostEarly) early_.insert(id);
+    return;
+  }
   if (!found->second.pending) Request(id);
   Take(devices_[found->second.ledger].pending, found->second.charged.count());
-  if (settling_.begun && !settling_.ended) settling_.went.push_back(id);
+  held_ -= found->second.charged.count();
+  NoteGone(id);
   live_.erase(found);
   if (!facts_.empty() && !(settling_.begun && !settling_.ended)) facts_.erase(id);
 }
@@ -89,7 +103,7 @@ void Aggregate::AddRecord(const Record& r) {
     case RecordKind::kLineageClosed:
       if (const auto found = lineages_.find(r.owner.value()); found != lineages_.end()) found->second = true;
       break;
-    case RecordKind::kMapped: devices_[r.ledger.value()].reserved += r.charged.count(); break;
+    case RecordKind::kMapped: Put(devices_[r.ledger.value()].reserved, r.charged.count()); break;
     case RecordKind::kUnmapped: Take(devices_[r.ledger.value()].reserved, r.charged.count()); break;
     case RecordKind::kOutOfMemory: break;
   }
@@ -103,8 +117,8 @@ void Aggregate::Add(const TraceEntry& e) {
     case EntryKind::kSnapshot: Allocate(e.record, e.pending); break;
     case EntryKind::kSnapshotPeak: {
       Device& device = devices_[e.record.ledger.value()];
-      device.reserved = e.record.charged.count();
-      if (e.value > device.peak) device.peak = e.value, device.peak_is_older = true;
+      device.reserved = std::min(e.record.charged.count(), kMostBytes);
+      if (e.value > device.peak) device.peak = std::min(e.value, kMostBytes), device.peak_is_older = true;
       break;
     }
     case EntryKind::kSnapshotPeakShare:
@@ -114,6 +128,7 @@ void Aggregate::Add(const TraceEntry& e) {
     case EntryKind::kMark: growth_.Mark(); break;
     case EntryKind::kSettle: Settle(e.settle, e.record.time); break;
     case EntryKind::kFact: {
+      if (!live_.contains(e.record.allocation.value())) break;
       std::vector<Fact>& facts = facts_[e.record.allocation.value()];
       for (Fact& fact : facts) {
         if (fact.kind == e.fact && fact.text == e.text) {  // said again: as new
@@ -151,7 +166,8 @@ void Aggregate::Settle(SettleStep step, TimePoint time) {
     s.began_at = entries_;
     for (const auto& [id, live] : live_) s.blocks.emplace(id, BlockOf(id, live));
     for (const auto& [ledger, device] : devices_) {
-      s.in_use += device.in_use, s.pending += device.pending, s.reserved += device.reserved, s.rounding += device.rounding;
+      s.in_use += device.in_use, s.pending += device.pending, s.rounding += device.rounding;
+      Put(s.reserved, device.reserved);
     }
     return;
   }
@@ -217,15 +233,14 @@ Aggregate::Judged Aggregate::Judge() const {
   } else {
     FillContext(judged.context);
     for (const auto& [ledger, device] : devices_) {
-      judged.in_use += device.in_use, judged.pending += device.pending, judged.reserved += device.reserved, judged.rounding += device.rounding;
+      judged.in_use += device.in_use, judged.pending += device.pending, judged.rounding += device.rounding;
+      Put(judged.reserved, device.reserved);
     }
     for (const auto& [id, live] : live_) {
       LiveBlock& block = judged.blocks.emplace_back(BlockOf(id, live));
       if (const auto facts = facts_.find(id); facts != facts_.end()) Learn(facts->second, UINT64_MAX, block);
     }
-    // Where nothing is alive at the end, there is nothing to decide.
-    judged.undecided_why = program_ended_ && judged.blocks.empty() ? ""
-                           : settling_.begun   ? "the program ended in the middle of a settle"
+    judged.undecided_why = settling_.begun   ? "the program ended in the middle of a settle"
                            : program_ended_  ? "the program ended without a settle"
                                              : "the program was killed, or is still running: nothing was settled";
   }
@@ -238,8 +253,11 @@ Aggregate::Judged Aggregate::Judge() const {
 
 std::vector<Aggregate::Share> Aggregate::AtPeak() const {
   std::map<std::pair<uint32_t, Role>, Share> shares;
+  uint64_t total = 0;
   const auto add = [&](OwnerId owner, Role role, uint64_t bytes, uint64_t count) {
+    bytes = std::min(bytes, kMostBytes - total);
     if (bytes == 0) return;
+    total += bytes;
     Share& share = shares[{owner.value(), role}];
     share.owner = owner, share.role = role;
     share.bytes += bytes, share.count += count;

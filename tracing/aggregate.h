@@ -56,7 +56,12 @@ class Aggregate {
 
   void Add(const TraceEntry& entry);
 
+  // More than any machine has. Sums stop there, so that none overflows whatever a damaged trace says.
+  static constexpr uint64_t kMostBytes = uint64_t{1} << 62;
+  static void Put(uint64_t& to, uint64_t amount);
+
   [[nodiscard]] uint64_t entries() const { return entries_; }
+  [[nodiscard]] uint64_t allocations() const { return allocations_; }
   [[nodiscard]] const absl::flat_hash_map<uint64_t, Live>& live() const { return live_; }
   [[nodiscard]] const absl::flat_hash_map<uint32_t, Device>& devices() const { return devices_; }
   [[nodiscard]] std::vector<Share> AtPeak() const;  // of all ledgers, each at its own peak; largest first
@@ -89,15 +94,20 @@ class Aggregate {
   void Allocate(const Record& record, bool pending);
   void Request(uint64_t id);
   void Complete(uint64_t id);
+  void NoteGone(uint64_t id);
   void Charge(const Live& live, bool more);
   void Settle(SettleStep step, TimePoint time);
   void FillContext(VerdictContext& context) const;
   static LiveBlock BlockOf(uint64_t id, const Live& live);
   static void Learn(const std::vector<Fact>& facts, uint64_t since, LiveBlock& block);
 
-  uint64_t entries_ = 0;
+  uint64_t entries_ = 0, allocations_ = 0;
+  uint64_t held_ = 0;  // charged, of all that is live
   TimePoint now_{0};
   absl::flat_hash_map<uint64_t, Live> live_;
+  // Freed by one thread at the very time at which another allocated them, and read before that.
+  absl::flat_hash_set<uint64_t> early_;
+  static constexpr size_t kMostEarly = 1 << 16;
   absl::flat_hash_map<uint32_t, Device> devices_;
   absl::flat_hash_map<uint32_t, uint64_t> peak_indices_;
   absl::flat_hash_map<uint64_t, std::vector<Fact>> facts_;

@@ -24,7 +24,7 @@ gpuledger_status gpuledger_fact(uint64_t address, gpuledger_fact_kind kind, uint
   return Guard([&]() -> absl::Status {
     static_assert(static_cast<int>(FactKind::kTensor) == GPULEDGER_FACT_TENSOR);
     if (kind < GPULEDGER_FACT_HOLDER || kind > GPULEDGER_FACT_TENSOR) {
-      return absl::InvalidArgumentError(fmt::format("{} is no kind of fact", static_cast<int>(kind)));
+      return absl::InvalidArgumentError(fmt::format("{} is no kind of fact", kind));
     }
     return Settle::NoteFact(address, static_cast<FactKind>(kind), value, text == nullptr ? "" : text);
   });

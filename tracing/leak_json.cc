@@ -75,7 +75,7 @@ std::string ToJson(const LeakReport& r) {
     Json problems = Json::array();
     for (const TraceProblem& p : r.trace.problems) problems.push_back({{"offset", p.offset}, {"what", p.what}});
     json["trace"] = {{"version", r.trace.version}, {"process", r.trace.process}, {"parent", r.trace.parent}, {"command", r.trace.command},
-                     {"began_unix_ns", r.trace.wall_clock_ns}, {"lost_entries", r.trace.lost}, {"dropped_bytes", r.trace.dropped_bytes},
+                     {"began_unix_ns", r.trace.wall_clock_ns}, {"allocations", r.allocations}, {"lost_entries", r.trace.lost}, {"dropped_bytes", r.trace.dropped_bytes},
                      {"problems", std::move(problems)}};
   }
   // Names are bytes: what is no UTF-8 is replaced, not refused.

@@ -91,11 +91,13 @@ absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions
   const Aggregate::Judged judged = aggregate.Judge();
   LeakReport report;
   report.entries = aggregate.entries();
+  report.allocations = aggregate.allocations();
   report.in_use = Bytes(judged.in_use), report.pending = Bytes(judged.pending);
   report.live = report.in_use + report.pending;
   report.reserved = Bytes(judged.reserved), report.rounding = Bytes(judged.rounding);
   report.cached = Bytes(judged.reserved - std::min(judged.reserved, judged.in_use + judged.pending));
   report.settled = judged.context.settled;
+  report.ended = judged.context.ended;
   report.undecided_why = judged.undecided_why;
   FillGroups(names, judged.blocks, judged.ages_ns, Classify(judged.blocks, judged.context), options, &report);
   Bytes sum;
@@ -103,7 +105,9 @@ absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions
   if (sum != report.live) {
     return absl::InternalError(fmt::format("the classes sum to {}, but {} were live", ToString(sum), ToString(report.live)));
   }
-  for (const auto& [ledger, device] : aggregate.devices()) report.peak += Bytes(device.peak);
+  uint64_t peak = 0;
+  for (const auto& [ledger, device] : aggregate.devices()) Aggregate::Put(peak, device.peak);
+  report.peak = Bytes(peak);
   for (const Aggregate::Share& share : aggregate.AtPeak()) {
     report.at_peak.push_back({std::string(names.owner(share.owner)), share.role, Bytes(share.bytes), share.count});
   }
@@ -114,6 +118,7 @@ absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions
     for (const uint64_t bytes : group.at_marks) shown.at_marks.emplace_back(bytes);
     shown.suppressed_by = options.suppressions.Match(shown.owner, shown.stack);
   }
+  if (IsDecided(report)) report.undecided_why.clear();
   FillOutliers(aggregate, names, &report);
   report.trace = trace.info();
   if (options.blocks) {
@@ -124,6 +129,8 @@ absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions
   if (options.redact) Redact(&report);
   return report;
 }
+
+bool IsDecided(const LeakReport& report) { return report.settled || (report.ended && report.undecided.count == 0); }
 
 bool HasLeaks(const LeakReport& report) {
   const auto counts = [](const LeakGroup& group) { return group.severity == Severity::kError && group.suppressed_by.empty(); };

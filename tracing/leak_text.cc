@@ -5,11 +5,12 @@
 #include <fmt/format.h>
 
 #include "gpuledger/leak_report.h"
+#include "leak_lines.h"
 
 namespace gpuledger {
 namespace {
 
-constexpr size_t kMostGroups = 40, kMostHolders = 8, kMostFrames = 12, kMostShares = 10;
+constexpr size_t kMostGroups = 40, kMostHolders = 8, kMostFrames = 12, kMostShares = 10, kMostKept = 5;
 
 std::string Human(Bytes bytes) {
   const auto n = static_cast<double>(bytes.count());
@@ -46,13 +47,49 @@ struct Colours {
   }
 };
 
-void AddStack(const std::vector<TraceFrame>& stack, const Colours& c, std::string& out) {
-  for (size_t i = 0; i < stack.size() && i < kMostFrames; ++i) {
-    const TraceFrame& f = stack[i];
-    const std::string place = f.line != 0 ? fmt::format("{}:{}", f.file, f.line) : f.function.empty() ? fmt::format("{}+{:#x}", f.file, f.offset) : f.file;
-    out += fmt::format("    {}#{:<2} {}{}\n", c.dim, i, Plain(f.function.empty() ? place : fmt::format("{}  {}", f.function, place)), c.off);
+// A function without its parameters and template arguments: "at::empty_strided". JSON has all of it.
+std::string Short(std::string_view function) {
+  constexpr std::string_view kAnonymous = "(anonymous namespace)";
+  std::string name;
+  int depth = 0;
+  for (size_t i = 0; i < function.size(); ++i) {
+    if (function.substr(i).starts_with(kAnonymous)) {
+      i += kAnonymous.size() - 1;
+      if (depth == 0) name += "{anonymous}";
+      continue;
+    }
+    const char c = function[i];
+    if (c == '(' && depth == 0 && !name.ends_with("operator")) break;
+    if (c == '<') ++depth;
+    if (depth == 0) name += c;
+    if (c == '>' && depth > 0) --depth;
   }
-  if (stack.size() > kMostFrames) out += fmt::format("    {}... and {} more frames{}\n", c.dim, stack.size() - kMostFrames, c.off);
+  return name.empty() ? std::string(function) : name;
+}
+
+void AddFrame(size_t number, const TraceFrame& f, const Colours& c, std::string& out) {
+  const std::string_view file = f.line != 0 || f.python ? std::string_view(f.file) : std::string_view(f.file).substr(f.file.rfind('/') + 1);
+  const std::string place = f.line != 0 ? fmt::format("{}:{}", file, f.line) : f.function.empty() ? fmt::format("{}+{:#x}", file, f.offset) : std::string(file);
+  out += fmt::format("    {}#{:<2} {}{}\n", c.dim, number, Plain(f.function.empty() ? place : fmt::format("{}  {}", f.python ? f.function : Short(f.function), place)), c.off);
+}
+
+// In a Python program the way from Python down to the allocator is long and nobody's: its ends are shown.
+void AddStack(const std::vector<TraceFrame>& stack, const Colours& c, std::string& out) {
+  constexpr size_t kEnds = 2;
+  const size_t python = static_cast<size_t>(std::find_if(stack.begin(), stack.end(), [](const TraceFrame& f) { return f.python; }) - stack.begin());
+  size_t shown = 0;
+  for (size_t i = 0; i < stack.size(); ++i) {
+    if (shown == kMostFrames) {
+      out += fmt::format("    {}... and {} more frames{}\n", c.dim, stack.size() - i, c.off);
+      break;
+    }
+    if (python < stack.size() && i == kEnds && python > kEnds + 1) {
+      out += fmt::format("    {}... {} native frames{}\n", c.dim, python - kEnds, c.off);
+      i = python;
+    }
+    AddFrame(i, stack[i], c, out);
+    ++shown;
+  }
 }
 
 std::string Headline(LeakClass leak_class) {
@@ -92,6 +129,11 @@ void AddSummary(const LeakReport& r, const Colours& c, std::string& out) {
                                                                   : "");
   }
   line("sum", r.live, count, "");
+  const std::vector<LeakGroup> kept = OverLayers(r.kept);
+  for (size_t i = 0; i < kept.size() && i < kMostKept; ++i) {
+    out += fmt::format("  {}{}  {} in {} object{}, {} [{}]{}\n", c.dim, i == 0 ? "kept for" : "        ", ToString(kept[i].bytes), kept[i].count, PluralS(kept[i].count),
+                       Plain(kept[i].owner), RoleName(kept[i].role), c.off);
+  }
   out += fmt::format("  reserved {} = in use {} + pending {} + cached {}\n", ToString(r.reserved), ToString(r.in_use), ToString(r.pending), ToString(r.cached));
   if (!r.undecided_why.empty()) {
     out += fmt::format("  {}undecided{}: {}; cycles, tracebacks, views and what is lost cannot be told from what is kept\n", c.yellow, c.off, r.undecided_why);
@@ -103,13 +145,14 @@ void AddPeak(const LeakReport& r, const Colours& c, std::string& out) {
   if (r.peak.is_zero()) return;
   out += fmt::format("{}Live at the peak{}, {} in use\n", c.bold, c.off, ToString(r.peak));
   Bytes shown;
-  for (size_t i = 0; i < r.at_peak.size() && i < kMostShares; ++i) {
-    const PeakShare& s = r.at_peak[i];
+  const std::vector<PeakShare> shares = OverLayers(r.at_peak);
+  for (size_t i = 0; i < shares.size() && i < kMostShares; ++i) {
+    const PeakShare& s = shares[i];
     shown += s.bytes;
     out += fmt::format("  {:>20}  {:5.1f} %  {} [{}]\n", ToString(s.bytes), 100.0 * static_cast<double>(s.bytes.count()) / static_cast<double>(r.peak.count()),
                        Plain(s.owner), RoleName(s.role));
   }
-  if (r.at_peak.size() > kMostShares) out += fmt::format("  {:>20}           {} more\n", ToString(r.peak - std::min(r.peak, shown)), r.at_peak.size() - kMostShares);
+  if (shares.size() > kMostShares) out += fmt::format("  {:>20}           {} more\n", ToString(r.peak - std::min(r.peak, shown)), shares.size() - kMostShares);
   for (const BlockAtPeak& b : r.blocks_at_peak) {
     out += fmt::format("  {:>20}  allocation {}  {} [{}]\n", ToString(b.block.charged), b.block.id.value(), Plain(b.owner), RoleName(b.block.payer.role));
   }
@@ -124,7 +167,7 @@ std::string ToText(const LeakReport& r, bool colour) {
   size_t shown = 0, suppressed = 0;
   Bytes hidden, leaked;
   uint64_t leaked_count = 0;
-  for (const LeakGroup& g : r.leaks) {
+  for (const LeakGroup& g : OverLayers(r.leaks)) {
     if (!g.suppressed_by.empty()) {
       ++suppressed;
       continue;
@@ -164,9 +207,9 @@ std::string ToText(const LeakReport& r, bool colour) {
   out += fmt::format("{}SUMMARY{}: gpuledger: {}; peak {}, {} kept on purpose{}\n", leaks ? c.red : c.bold, c.off,
                      leaked_count != 0 ? fmt::format("{} leaked in {} object{}", Human(leaked), leaked_count, PluralS(leaked_count))
                      : leaks           ? std::string("growth")
-                     : r.undecided_why.empty() ? std::string("no leaks")
+                     : IsDecided(r)    ? std::string("no leaks")
                                        : std::string("no leaks found, but undecided"),
-                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), r.undecided_why.empty() ? "" : " as far as is known");
+                     Human(r.peak), Human(r.classes[static_cast<size_t>(LeakClass::kKept)].bytes), IsDecided(r) ? "" : " as far as is known");
   return out;
 }
 

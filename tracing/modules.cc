@@ -27,6 +27,7 @@ struct Modules {
   std::deque<LoadedModule> all;              // by id, from 1
   std::map<uintptr_t, Range> code;           // executable ranges by their beginning
   std::map<std::pair<std::string, uint64_t>, uint32_t> ids;
+  unsigned long long loads = 0, unloads = 0;  // the loader's counts when it was last looked at
 };
 Modules& All() {
   static auto& modules = *new Modules;
@@ -78,6 +79,26 @@ int Note(dl_phdr_info* info, size_t, void* argument) {
   return 0;
 }
 
+struct Counts {
+  unsigned long long loads = 0, unloads = 0;
+};
+Counts CountsNow() {
+  Counts counts;
+  const auto first = [](dl_phdr_info* info, size_t, void* to) {
+    *static_cast<Counts*>(to) = {info->dlpi_adds, info->dlpi_subs};
+    return 1;
+  };
+  dl_iterate_phdr(first, &counts);
+  return counts;
+}
+
+void LookAgain(Modules& modules, const Counts& now) {
+  modules.code.clear();  // what was unloaded may have left its place to another
+  dl_iterate_phdr(Note, &modules);
+  modules.loads = now.loads;
+  modules.unloads = now.unloads;
+}
+
 const Range* Find(const Modules& modules, uintptr_t address) {
   const auto after = modules.code.upper_bound(address);
   if (after == modules.code.begin()) return nullptr;
@@ -92,13 +113,26 @@ CodePlace PlaceOf(uintptr_t address) {
   const std::lock_guard lock(modules.mutex);
   const Range* range = Find(modules, address);
   if (range == nullptr) {
-    modules.code.clear();  // what was unloaded may have left its place to another
-    dl_iterate_phdr(Note, &modules);
+    const Counts now = CountsNow();
+    if (now.loads == modules.loads && now.unloads == modules.unloads) return {};  // generated code
+    LookAgain(modules, now);
     range = Find(modules, address);
   }
   if (range == nullptr) return {};
   return {range->module, address - range->load};
 }
+
+bool SomethingWasUnloaded() {
+  Modules& modules = All();
+  const std::lock_guard lock(modules.mutex);
+  const Counts now = CountsNow();
+  if (now.unloads == modules.unloads) return false;
+  LookAgain(modules, now);
+  return true;
+}
+
+void LockModulesForFork() noexcept { All().mutex.lock(); }
+void UnlockModulesAfterFork() noexcept { All().mutex.unlock(); }
 
 bool ModuleById(uint32_t module, LoadedModule* found) {
   Modules& modules = All();

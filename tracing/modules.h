@@ -13,5 +13,11 @@ struct CodePlace {
 };
 // Looks at what is loaded again if the address is in nothing known. May lock.
 CodePlace PlaceOf(uintptr_t address);
+// Whether a module went away since this was last asked; then what is loaded was looked at again.
+bool SomethingWasUnloaded();
+
+// Around fork: the list is whole in the child, and no thread is within the loader for it.
+void LockModulesForFork() noexcept;
+void UnlockModulesAfterFork() noexcept;
 
 }  // namespace gpuledger

@@ -1,8 +1,4 @@
 // tracing/stack_native.h - return addresses of the calling thread.
-//
-// By frame pointers, about a nanosecond a frame. Where those stop early, because code was built without them, by the tables of
-// exception handling, some hundred nanoseconds a frame: but what was found that way is remembered with the places on the
-// stack where each return address lay, and the next time the same words lie in the same places it is the same stack.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +6,17 @@
 
 namespace gpuledger {
 
-inline constexpr size_t kMostNativeFrames = 48;
+// Up to `room` return addresses, innermost first, beginning with that of the function that calls this; how many. Code without
+// frame pointers is no obstacle: by the tables of exception handling (unwind_rule.h), whose answer is cached for each address, some nanoseconds a
+// frame. What those rules do not cover (signal frames, generated code, a stack that is not the thread's own) is left to the
+// unwinder of the compiler's library, some hundred nanoseconds a frame.
+size_t TakeReturnAddresses(uintptr_t* addresses, size_t room) noexcept;
 
-// Up to kMostNativeFrames return addresses, innermost first; how many. `key`: what else tells this stack from others, such as
-// a hash of the Python stack; it makes remembering work well.
-size_t TakeReturnAddresses(uintptr_t* addresses, uint64_t key) noexcept;
+// After a module was unloaded.
+void ForgetUnwindRules() noexcept;
+
+// Around fork: no thread is within the loader for us.
+void LockUnwindRulesForFork() noexcept;
+void UnlockUnwindRulesAfterFork() noexcept;
 
 }  // namespace gpuledger

@@ -11,10 +11,12 @@ namespace gpuledger::python {
 struct Frame {
   void* code;
   int32_t at;
+  bool entry;  // the native interpreter was entered with it; where Python does not say (3.11 and later, by the API): false
 };
 
-// Up to `room` frames of this thread, innermost first; how many. 0 if there is no Python, or this thread does not hold its
-// lock, which is never taken. Nothing the program can see changes: frames it gets are given back at once.
+// Up to `room` frames of this thread, innermost first; how many. Python's lock is never taken: a thread that does not hold it
+// has its frames read in place, once that was found to be right on a thread that did; 0 before, and without a Python. Nothing
+// the program can see changes.
 size_t TakeFrames(Frame* frames, size_t room) noexcept;
 
 // What a frame is called, and its line. Requires: it came from TakeFrames of this thread a moment ago.
@@ -24,7 +26,14 @@ struct Name {
 };
 Name NameOf(Frame frame);
 
-// Where the interpreter's own code lies, to tell its native frames; 0 if there is no Python.
-uintptr_t InterpreterAddress() noexcept;
+// The interpreter's loop, to tell its native frames and those of its module. Empty if there is no Python.
+struct Interpreter {
+  uintptr_t begin = 0, end = 0;
+};
+Interpreter TheInterpreter() noexcept;
+
+// Around fork: names are whole in the child.
+void LockNamesForFork() noexcept;
+void UnlockNamesAfterFork() noexcept;
 
 }  // namespace gpuledger::python

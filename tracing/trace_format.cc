@@ -27,7 +27,7 @@ void PutSigned(unsigned char*& to, uint64_t now, uint64_t before) {
 void PutText(unsigned char*& to, std::string_view text, size_t most) {
   const size_t length = std::min(text.size(), most);
   Put(to, length);
-  std::memcpy(to, text.data(), length);
+  if (length != 0) std::memcpy(to, text.data(), length);  // an empty text may have no address
   to += length;
 }
 

@@ -88,6 +88,7 @@ absl::Status Install(const AllocatorOptions& options) {
       return absl::ResourceExhaustedError("InstallCpuAllocator: no memory for a fork handler");
     }
   }
+  static_cast<void>(CurrentSite());  // here Python's lock is held: it learns how to do without (gpuledger/sites.h)
   c10::Allocator* const current = c10::GetCPUAllocator();
   if (current == &state->shim) return absl::OkStatus();
   c10::SetCPUAllocator(&state->shim, kPriority);

@@ -57,10 +57,10 @@ absl::StatusOr<LeakReport> ReportOnFile(const std::string& path, ReportOptions o
 ExitCode CheckCode(const LeakReport& report, const ReportFlags& flags) {
   if (!flags.check) return ExitCode::kFine;
   if (HasLeaks(report)) return ExitCode::kLeaks;
-  if (report.entries == 0) {
-    return Fail(ExitCode::kInternal, "the trace is empty: nothing was recorded, so nothing can be checked (gpuledger doctor says what works here)", false);
+  if (report.allocations == 0) {
+    return Fail(ExitCode::kInternal, "the trace has no allocation: nothing was recorded, so nothing can be checked (gpuledger doctor says what works here)", false);
   }
-  if (!report.undecided_why.empty()) {
+  if (!IsDecided(report)) {
     return Fail(ExitCode::kInternal, fmt::format("undecided: {}; a check needs a settle (gpuledger.settle(), or a program that ends in good order under gpuledger run)",
                                                  report.undecided_why), false);
   }

@@ -103,8 +103,8 @@ ExitCode ReportOnAll(const std::vector<std::string>& traces, const RunFlags& fla
       worst = Fail(report.status(), false);
       continue;
     }
-    if (i > 0 && report->entries <= 1) continue;  // a child that allocated nothing
-    anything |= report->entries > 1;
+    if (i > 0 && report->allocations == 0) continue;  // a child that allocated nothing
+    anything |= report->allocations > 0;
     std::string text = ToText(*report, colour);
     // Of children the summary alone, unless they leak.
     if (i > 0 && !HasLeaks(*report)) text = text.substr(text.rfind("SUMMARY"));

@@ -37,7 +37,8 @@ GPULEDGER_EXPORT absl::Status TransferInProcess(uint64_t address, Payer to);
 // and not yet used again), this thread's registers. Not: what the library itself notes, the blocks' own content, memory shared
 // between processes, registers of other threads. So what it finds is lost, unless a thread that runs meanwhile has the only
 // address in a register, or other blocks, a device or another process know it; what it does not find may be lost all the
-// same, as long as an address lies somewhere. Reads all that memory once: some hundred milliseconds a GiB. kUnavailable if
+// same, as long as an address lies somewhere. Reads all that memory once: some hundred milliseconds a GiB; not for programs
+// with a sanitizer, whose shadow memory takes minutes. kUnavailable if
 // the kernel does not let the process read its own memory.
 GPULEDGER_EXPORT absl::StatusOr<std::vector<LiveAllocation>> FindLost();
 

@@ -20,15 +20,16 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_mark(const char* text) GPULEDGER_N
 /* Whether stacks are taken: native, Python. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_set_stacks(int native, int python) GPULEDGER_NOEXCEPT;
 
-/* In the order of FactKind (trace.h). */
-typedef enum gpuledger_fact_kind {
+/* In the order of FactKind (trace.h). An int, so that any number may be passed, and be refused. */
+typedef int gpuledger_fact_kind;
+enum {
   GPULEDGER_FACT_HOLDER = 0,
   GPULEDGER_FACT_TRACEBACK = 1,
   GPULEDGER_FACT_ALIASES = 2,
   GPULEDGER_FACT_LARGEST_VIEW = 3,
   GPULEDGER_FACT_UNREACHABLE = 4,
   GPULEDGER_FACT_TENSOR = 5
-} gpuledger_fact_kind;
+};
 /* Something found out about the block in use that holds `address`, of any allocator of the process: remembered until the
  * block is freed, written to the trace, part of later verdicts. `text` may be NULL. NOT_FOUND if no such block is in use. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_fact(uint64_t address, gpuledger_fact_kind kind, uint64_t value, const char* text) GPULEDGER_NOEXCEPT;

@@ -70,7 +70,8 @@ struct LeakReport {
   Bytes in_use, pending, reserved, cached, rounding;
   Bytes peak;                  // of in_use
   bool settled = false;
-  std::string undecided_why;   // "" if settled
+  bool ended = false;          // the program, in good order
+  std::string undecided_why;   // "" if the verdict is whole: see IsDecided
   std::array<ClassTotal, kLeakClassCount> classes;
   ClassTotal undecided;        // part of kKept
   std::vector<LeakGroup> leaks;          // every class but kKept and kDeferred; errors first, then by bytes
@@ -79,7 +80,8 @@ struct LeakReport {
   std::vector<OutlierGroup> outliers;
   std::vector<PeakShare> at_peak;
   std::vector<BlockAtPeak> blocks_at_peak;  // with ReportOptions::blocks; largest first
-  uint64_t entries = 0;   // of the trace
+  uint64_t entries = 0;        // of the trace
+  uint64_t allocations = 0;    // of them; 0: nothing was recorded
   TraceInfo trace;             // of a trace; empty for this process
 };
 
@@ -94,6 +96,8 @@ struct ReportOptions {
 
 GPULEDGER_EXPORT absl::StatusOr<LeakReport> ReportOnTrace(TraceReader& trace, const ReportOptions& options);
 
+// Whether the verdict is whole: after a settle, or if a program ended in good order and left nothing that one would be needed for.
+GPULEDGER_EXPORT bool IsDecided(const LeakReport& report);
 // True if something is reported as an error and not suppressed, growth included.
 GPULEDGER_EXPORT bool HasLeaks(const LeakReport& report);
 GPULEDGER_EXPORT std::string ToText(const LeakReport& report, bool colour);
