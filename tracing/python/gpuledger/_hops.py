@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import (
     AsyncGeneratorType,
@@ -17,6 +18,7 @@ from types import (
     MethodType,
     TracebackType,
 )
+from typing import Any
 
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
@@ -26,7 +28,7 @@ class Link:
     """``holder`` refers to ``held``."""
 
     held: object
-    holder: object
+    holder: Any
 
 
 def _is(value: object, *kinds: type) -> bool:
@@ -51,8 +53,8 @@ def _in_dict(container: dict, held: object) -> str:
     return "a key of"
 
 
-def _position(container: object, held: object) -> str:
-    for i, value in enumerate(container):  # type: ignore[call-overload]
+def _position(container: Iterable[object], held: object) -> str:
+    for i, value in enumerate(container):
         if value is held:
             return f"element {i} of"
     return "an element of"
@@ -141,7 +143,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
         held, holder = links[i].held, links[i].holder
         last = i == len(links) - 1
         if last and root_is_module:
-            name = next((k for k, v in dict.items(holder) if v is held and type(k) is str), None)  # type: ignore[call-overload]
+            name = next((k for k, v in dict.items(holder) if v is held and type(k) is str), None)
             words.add("" if i else "module attribute", f"{root}.{name}" if name else f"a global of {root}")
             return _notebook(words.text)
         following = None if last else links[i + 1].holder
@@ -154,7 +156,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
                 words.add(place[0])
                 i += place[1]
             else:
-                words.add(_in_dict(holder, held), type(holder).__name__)  # type: ignore[arg-type]
+                words.add(_in_dict(holder, held), type(holder).__name__)
         elif _is(holder, list, tuple, deque):
             words.add(_position(holder, held), type(holder).__name__)
         elif _is(holder, set, frozenset):
@@ -184,7 +186,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
         elif type(holder) is MethodType:
             words.add(f"bound to method {holder.__func__.__name__}()")
         elif _is(holder, type):
-            words.add(f"attribute of class {holder.__module__}.{holder.__qualname__}")  # type: ignore[attr-defined]
+            words.add(f"attribute of class {holder.__module__}.{holder.__qualname__}")
         elif _is(holder, BaseException) and type(held) is not TracebackType and _attribute(holder, held) is None:
             words.add(f"an argument or the context of {type(holder).__name__}")
         elif (name := _attribute(holder, held)) is not None:
