@@ -25,7 +25,7 @@ void Aggregate::Charge(const Live& live, bool more) {
   if (more) {
     account.in_use += bytes, account.count += 1;
     device.in_use += bytes, device.rounding += rounding;
-    if (device.in_use > device.peak) {
+    if (device.in_use > device.peak || (device.peak_is_older && device.in_use == device.peak)) {
       device.peak = device.in_use;
       device.peak_is_older = false;
       ++device.epoch;

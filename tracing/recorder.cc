@@ -39,7 +39,7 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::StartWithSnapshot(const Reco
   return std::unique_ptr<Recorder>(new Recorder(std::make_unique<Impl>(options, *std::move(file))));
 }
 
-void Recorder::BeginServing() { impl_->StartDrainer(true); }
+void Recorder::BeginServing(bool with_snapshot) { impl_->StartDrainer(with_snapshot); }
 
 Recorder::Recorder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "gpuledger/allocator.h"
+#include "gpuledger/process.h"
 #include "recorder_impl.h"
 
 namespace gpuledger {
@@ -60,13 +61,17 @@ void AfterForkInChild() {
   if (of_process.exchange(nullptr) != nullptr) Sink().forked.store(true);
 }
 
-absl::StatusOr<Recorder*> StartNow(const RecorderOptions& options) {
+absl::StatusOr<Recorder*> StartNow(const RecorderOptions& options, bool in_child) {
   absl::StatusOr<std::unique_ptr<Recorder>> recorder = Recorder::StartWithSnapshot(options);
   if (!recorder.ok()) return recorder.status();
   Sink().options = options;
   of_process.store(recorder->get(), std::memory_order_release);
   SetDefaultRecordSink(&Sink());
-  (*recorder)->BeginServing();
+  // Who has made no allocator yet writes all it ever does: a snapshot would fold its first steps for nothing. A child is
+  // inside a ledger here, and may not look.
+  bool from_the_beginning = !in_child;
+  if (!in_child) ForEachAllocator([&](CachingAllocator&) { from_the_beginning = false; });
+  (*recorder)->BeginServing(!from_the_beginning);
   return recorder->release();
 }
 
@@ -74,7 +79,7 @@ Recorder* ProcessSink::StartInChild() noexcept {
   const std::lock_guard lock(StartMutex());
   if (Recorder* const recorder = of_process.load(std::memory_order_acquire)) return recorder;
   if (!forked.exchange(false)) return nullptr;
-  const absl::StatusOr<Recorder*> recorder = StartNow(RecorderOptions(options));
+  const absl::StatusOr<Recorder*> recorder = StartNow(RecorderOptions(options), true);
   if (recorder.ok()) return *recorder;
   Say(recorder.status());
   return nullptr;
@@ -109,7 +114,7 @@ absl::StatusOr<Recorder*> Recorder::StartOfProcess(const RecorderOptions& option
     return pthread_atfork(nullptr, nullptr, AfterForkInChild) == 0;
   }();
   if (!once) return absl::ResourceExhaustedError("no memory for a fork handler");
-  return StartNow(options);
+  return StartNow(options, false);
 }
 
 }  // namespace gpuledger

@@ -7,8 +7,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
+#include <utility>
 
+#include <absl/container/flat_hash_map.h>
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
 
@@ -57,6 +61,7 @@ uint64_t TraceFile::DataFrom(uint64_t from) const {
 namespace {
 
 constexpr uint64_t kMostRings = 1 << 20;
+constexpr int kMostLooks = 20;
 
 // Copies what rings hold. A segment whose number changes meanwhile was drained: it is in a block, and found there.
 void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<uint32_t, SegmentPlace>>& found) {
@@ -121,6 +126,8 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
 
   const uint64_t size = file.size();
   absl::flat_hash_set<uint64_t> numbers;
+  absl::flat_hash_map<uint64_t, SegmentPlace*> ring_by_number;
+  for (auto& [thread, place] : in_rings) ring_by_number.emplace(place.number, &place);
   uint64_t at = std::max<uint64_t>(index.header.first_offset / kAlignment * kAlignment, kHeaderBytes);
   uint64_t skipped_from = UINT64_MAX;
   std::vector<unsigned char> window(1 << 16);
@@ -134,16 +141,41 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
     std::memcpy(header, window.data() + (offset - window_at), sizeof *header);
     return true;
   };
+  // A block may be on its way into the file: what makes no block now may make one in a moment.
+  int patience = index.header.ended != 0 ? 0 : kMostLooks;
+  const auto appears_at = [&](uint64_t offset, BlockHeader* header) {
+    const bool something = std::any_of(window.begin() + static_cast<ptrdiff_t>(offset - window_at),
+                                       window.begin() + static_cast<ptrdiff_t>(offset - window_at + sizeof *header), [](unsigned char b) { return b != 0; });
+    while (something && !IsBlock(*header) && patience > 0) {
+      --patience;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      window_bytes = 0;
+      if (!header_at(offset, header)) return;
+    }
+  };
   BlockHeader head{};
   while (at + sizeof head <= size && header_at(at, &head)) {
+    if (skipped_from == UINT64_MAX && !IsBlock(head)) appears_at(at, &head);
     const bool ring = IsBlock(head) && head.type == BlockType::kRing;
     if (!IsBlock(head) || at + sizeof head + (ring ? 0 : head.stored_bytes) > size) {
+      if (IsBlock(head) && !ring && !ring_by_number.contains(head.number)) {
+        index.problems.push_back({at, "a block that ends with the file: its entries are left out"});
+      }
       if (skipped_from == UINT64_MAX) skipped_from = at;
       at += kAlignment;
       if (head.magic == 0) at = std::max(at, file.DataFrom(at) / kAlignment * kAlignment);
       continue;
     }
-    if (skipped_from != UINT64_MAX) NoteSkipped(file, skipped_from, at, index);
+    if (skipped_from != UINT64_MAX) {
+      BlockHeader by_now{};
+      window_bytes = 0;
+      if (patience > 0 && header_at(skipped_from, &by_now) && IsBlock(by_now)) {
+        --patience;
+        at = std::exchange(skipped_from, UINT64_MAX);
+        continue;
+      }
+      NoteSkipped(file, skipped_from, at, index);
+    }
     skipped_from = UINT64_MAX;
     if (ring) {
       at += kRingBytes;
@@ -151,14 +183,18 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
     }
     SegmentPlace place{head.number, head.first_ns, at, head.stored_bytes, head.raw_bytes, head.entries, {}};
     if (head.type == BlockType::kSegment) {
-      if (numbers.insert(head.number).second) index.by_thread[head.thread].push_back(std::move(place));
+      // What a ring has whole is not looked for in a block that may be torn; a ring that was copied too early has less.
+      const auto copied = ring_by_number.find(head.number);
+      const bool in_ring = copied != ring_by_number.end() && copied->second->raw_bytes >= head.raw_bytes;
+      if (!in_ring && numbers.insert(head.number).second) index.by_thread[head.thread].push_back(std::move(place));
     } else if (at == index.header.snapshot || (!index.snapshot.empty() && index.snapshot.back().number == head.number + 1)) {
       index.snapshot.push_back(std::move(place));
     }
     index.bytes += head.stored_bytes;
     at += (sizeof head + head.stored_bytes + kAlignment - 1) / kAlignment * kAlignment;
   }
-  if (skipped_from != UINT64_MAX) NoteSkipped(file, skipped_from, size, index);
+  // The last block of a writer that is at work, or was killed, may be torn: its ring has what is in it.
+  if (skipped_from != UINT64_MAX && index.header.ended != 0) NoteSkipped(file, skipped_from, size, index);
   if (index.header.snapshot != 0 && (index.snapshot.empty() || index.snapshot.back().number != 0)) {
     index.problems.push_back({index.header.snapshot, "the snapshot of what was live is not whole: it is left out"});
     index.snapshot.clear();

@@ -31,7 +31,7 @@ static void Must(gpuledger_status status) {
 
 static uint64_t Allocate(const char* owner, gpuledger_role role, uint64_t bytes) {
   uint64_t address = 0, scope = 0;
-  if (allocator == NULL) Must(gpuledger_create("host", 0, &allocator));
+  if (allocator == NULL) Must(gpuledger_create("host-anonymous", 0, &allocator));
   Must(gpuledger_open_scope(owner, role, 0, &scope));
   Must(gpuledger_allocate(allocator, bytes, NULL, &address));
   Must(gpuledger_close_scope(scope));

@@ -102,10 +102,10 @@ TEST_F(TraceReaderTest, RefusesTheFutureWithASentence) {
 TEST_F(TraceReaderTest, AFileCutOffAnywhereGivesWhatIsInItInOrder) {
   for (const bool killed : {false, true}) {
     const std::unique_ptr<Recorder> recorder = Started();
-    Write(*recorder, 0, 300);
+    Write(*recorder, 0, 100);
     if (!killed) recorder->End();
     const std::string bytes = BytesOf(path_);
-    ASSERT_EQ(IdsIn(path_).size(), 300u);
+    ASSERT_EQ(IdsIn(path_).size(), 100u);
     size_t most = 0;
     Damaged(bytes);
     for (size_t length = bytes.size(); length-- > 0;) {
@@ -115,7 +115,7 @@ TEST_F(TraceReaderTest, AFileCutOffAnywhereGivesWhatIsInItInOrder) {
       if (length < kHeaderBytes && !TraceReader::Open(damaged_).ok()) continue;
       const std::vector<uint64_t> ids = IdsIn(damaged_);
       ASSERT_TRUE(IsInOrder(ids)) << "length " << length;
-      ASSERT_LE(ids.size(), 300u);
+      ASSERT_LE(ids.size(), 100u);
       most = std::max(most, ids.size());
     }
     EXPECT_EQ(most == 0, !killed) << "a block is whole or not; a ring has what is in it";
@@ -204,7 +204,7 @@ TEST_F(TraceReaderTest, ATraceThatIsBeingWrittenHasAllThatWasWritten) {
     written += more;
     std::vector<TraceProblem> problems;
     EXPECT_EQ(IdsIn(path_, &problems).size(), written);
-    EXPECT_TRUE(problems.empty());
+    for (const TraceProblem& p : problems) ADD_FAILURE() << "at " << p.offset << ": " << p.what;
   }
 }
 

@@ -57,7 +57,7 @@ class GPULEDGER_EXPORT Recorder final : public RecordSink {
 
   // The library's own: StartOfProcess in two steps. The snapshot is taken once entries come in.
   static absl::StatusOr<std::unique_ptr<Recorder>> StartWithSnapshot(const RecorderOptions& options);
-  void BeginServing();
+  void BeginServing(bool with_snapshot);
   struct Impl;
 
  private:
