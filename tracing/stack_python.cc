@@ -106,22 +106,21 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
 enum class Trust : uint8_t { kUnchecked, kConfirmed, kRefuted };
 std::atomic<Trust> trust{Trust::kUnchecked};
 
-// Once in a process: what the layout gives, read without risk, is what the API says.
-size_t ByApiCheckingLayout(const Api& api, const void* thread, Frame* frames, size_t room) noexcept {
-  const size_t count = ByApi(api, frames, room);
-  if (count == 0) return 0;
+// Once in a process: whether what the layout gives, read without risk, is what the API says.
+[[gnu::noinline, gnu::cold]] Trust CheckLayout(const Api& api, const void* thread) noexcept {
   constexpr size_t kMost = 16;
-  Frame seen[kMost];
+  Frame told[kMost], read[kMost];
+  const size_t count = ByApi(api, told, kMost);
+  if (count == 0) return Trust::kUnchecked;
   const auto carefully = [](uintptr_t at, void* to, size_t size) {
     const iovec from{reinterpret_cast<void*>(at), size}, into{to, size};
     return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
   };
-  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, seen, std::min(room, kMost), carefully);
-  const bool same = walked == std::min(count, kMost) && std::equal(seen, seen + *walked, frames, [](const Frame& a, const Frame& b) {
-    return a.code == b.code && a.at == b.at;
-  });
-  trust.store(same ? Trust::kConfirmed : Trust::kRefuted, std::memory_order_relaxed);
-  return count;
+  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, read, kMost, carefully);
+  const auto alike = [](const Frame& a, const Frame& b) { return a.code == b.code && a.at == b.at; };
+  const Trust found = walked == count && std::equal(read, read + count, told, alike) ? Trust::kConfirmed : Trust::kRefuted;
+  trust.store(found, std::memory_order_relaxed);
+  return found;
 }
 
 std::string Text(const Api& api, void* code, const char* name) {
@@ -148,9 +147,10 @@ size_t TakeFrames(Frame* frames, size_t room) noexcept {
   const Api* const api = TheApi();
   const void* const thread = api == nullptr ? nullptr : Attached(*api);
   if (thread == nullptr) return 0;
-  const Trust layout = trust.load(std::memory_order_relaxed);
-  if (layout == Trust::kRefuted || !api->layout) return ByApi(*api, frames, room);
-  if (layout == Trust::kUnchecked) return ByApiCheckingLayout(*api, thread, frames, room);
+  if (!api->layout) return ByApi(*api, frames, room);
+  Trust layout = trust.load(std::memory_order_relaxed);
+  if (layout == Trust::kUnchecked) layout = CheckLayout(*api, thread);
+  if (layout != Trust::kConfirmed) return ByApi(*api, frames, room);
   const auto directly = [](uintptr_t at, void* to, size_t size) { return std::memcpy(to, reinterpret_cast<const void*>(at), size), true; };
   return WalkFrames(*api->layout, thread, api->code_type, frames, room, directly).value_or(0);
 }

@@ -51,11 +51,11 @@ names = functions(seen[0])
 lines = frames(seen[0])
 python = [n for n in names if n in ("site", "innermost", "compare", "sorts", "outermost", "<module>")]
 assert python == ["site", "innermost", "compare", "sorts", "outermost", "<module>"], lines
-libc_frames = [i for i, line in enumerate(lines) if "libc" in line and "start" not in line]
-assert libc_frames and all(names.index("compare") < i < names.index("sorts") for i in libc_frames), lines
+between = [i for i, name in enumerate(names) if name.startswith("qsort")]
+assert between and all(names.index("compare") < i < names.index("sorts") for i in between), lines
 assert not any("PyEval" in name or "PyObject_Vectorcall" in name for name in names), lines
 assert any("ffi_call" in name for name in names), lines
-assert lines[names.index("innermost")].endswith("<string>:29"), lines
+assert lines[names.index("innermost")].endswith("<string>:28"), lines
 print("ok")
 """
     )
