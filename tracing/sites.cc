@@ -128,6 +128,7 @@ const bool at_load = [] {
 void SetStacks(bool native, bool python) {
   take_native.store(native, std::memory_order_relaxed);
   take_python.store(python, std::memory_order_relaxed);
+  if (python) python::Prepare();
   SetSiteSource(native || python ? &TakeSite : nullptr);
 }
 

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
 
 #include "python_frames.h"
 
@@ -58,9 +59,14 @@ Api Load() {
                Find(a.restore_error, "PyErr_Restore");
   Find(a.last_instruction, "PyFrame_GetLasti");
   a.code_type = dlsym(RTLD_DEFAULT, "PyCode_Type");
-  const auto* const version = static_cast<const unsigned long*>(dlsym(RTLD_DEFAULT, "Py_Version"));  // from 3.11 on
-  if (version != nullptr && *version >> 16 >= 0x030c) a.state_is_this_threads = true;
-  if (version != nullptr && a.code_type != nullptr) a.layout = LayoutOf(*version, dlsym(RTLD_DEFAULT, "_PyRuntime"));
+  unsigned long version = 0;
+  if (const auto* const known = static_cast<const unsigned long*>(dlsym(RTLD_DEFAULT, "Py_Version")); known != nullptr) {
+    version = *known;
+  } else if (a.last_instruction == nullptr && dlsym(RTLD_DEFAULT, "PyModule_AddObjectRef") != nullptr) {
+    version = 0x030a0000;  // 3.10 has the one already, and the other not yet
+  }
+  a.state_is_this_threads = version >> 16 >= 0x030c;
+  if (a.code_type != nullptr) a.layout = LayoutOf(version, dlsym(RTLD_DEFAULT, "_PyRuntime"));
   return a;
 }
 
@@ -93,7 +99,7 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
   while (frame != nullptr && count < room) {
     void* const code = api.code_of(frame);
     const bool old = api.last_instruction == nullptr;  // then each call of a function enters the interpreter anew
-    frames[count++] = {code, old ? api.line_of(frame) : api.last_instruction(frame), old};
+    frames[count++] = {code, old ? api.line_of(frame) : api.last_instruction(frame), 0, old};
     api.drop(code);  // its frame holds it
     void* const back = api.back_of(frame);
     api.drop(frame);
@@ -106,6 +112,27 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
 enum class Trust : uint8_t { kUnchecked, kConfirmed, kRefuted };
 std::atomic<Trust> trust{Trust::kUnchecked};
 
+std::string Text(const Api& api, void* code, const char* name) {
+  void* const object = api.attribute(code, name);
+  const char* const utf8 = object == nullptr ? nullptr : api.utf8(object);
+  std::string text = utf8 == nullptr ? "" : utf8;
+  if (object != nullptr) api.drop(object);
+  api.restore_error(nullptr, nullptr, nullptr);
+  return text;
+}
+
+// What is raised at the moment stays raised.
+Name NamesByApi(const Api& api, void* code) {
+  void *type = nullptr, *value = nullptr, *traceback = nullptr;
+  api.fetch_error(&type, &value, &traceback);
+  Name name;
+  name.function = Text(api, code, "co_qualname");  // from 3.11 on
+  if (name.function.empty()) name.function = Text(api, code, "co_name");
+  name.file = Text(api, code, "co_filename");
+  api.restore_error(type, value, traceback);
+  return name;
+}
+
 // Once in a process: whether what the layout gives, read without risk, is what the API says.
 [[gnu::noinline, gnu::cold]] Trust CheckLayout(const Api& api, const void* thread) noexcept {
   constexpr size_t kMost = 16;
@@ -117,65 +144,70 @@ std::atomic<Trust> trust{Trust::kUnchecked};
     return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
   };
   const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, read, kMost, carefully);
-  const auto alike = [](const Frame& a, const Frame& b) { return a.code == b.code && a.at == b.at; };
+  const auto alike = [&api](const Frame& r, const Frame& t) {
+    if (r.code != t.code || (api.last_instruction == nullptr ? api.line_at(r.code, r.at) : r.at) != t.at) return false;
+    const Name names = NamesIn(*api.layout, r.code), right = NamesByApi(api, r.code);
+    return names.function == right.function && names.file == right.file;
+  };
+  // Names are read without care: if the code objects are right, so are they where the version says.
   const Trust found = walked == count && std::equal(read, read + count, told, alike) ? Trust::kConfirmed : Trust::kRefuted;
   trust.store(found, std::memory_order_relaxed);
   return found;
 }
 
-std::string Text(const Api& api, void* code, const char* name) {
-  void* const object = api.attribute(code, name);
-  const char* const utf8 = object == nullptr ? nullptr : api.utf8(object);
-  std::string text = utf8 == nullptr ? "" : utf8;
-  if (object != nullptr) api.drop(object);
-  api.restore_error(nullptr, nullptr, nullptr);
-  return text;
-}
-
 struct Names {
   std::mutex mutex;
-  absl::flat_hash_map<void*, Name> of;  // by code object
+  absl::flat_hash_map<std::pair<void*, uint32_t>, Name> of;  // by code object and what its names are
+  absl::flat_hash_set<void*> kept;                           // code objects that are referred to, for good
 };
 Names& AllNames() {
   static auto& names = *new Names;
   return names;
 }
 
+// Whether the layout can be used; if nobody knows yet, a thread that has the GIL finds out.
+bool LayoutHolds(const Api& api, const void* attached) noexcept {
+  if (!api.layout) return false;
+  Trust layout = trust.load(std::memory_order_relaxed);
+  if (layout == Trust::kUnchecked && attached != nullptr) layout = CheckLayout(api, attached);
+  return layout == Trust::kConfirmed;
+}
+
 }  // namespace
+
+void Prepare() noexcept {
+  if (const Api* const api = TheApi()) LayoutHolds(*api, Attached(*api));
+}
 
 size_t TakeFrames(Frame* frames, size_t room) noexcept {
   const Api* const api = TheApi();
-  const void* const thread = api == nullptr ? nullptr : Attached(*api);
+  if (api == nullptr || api->is_initialized() == 0) return 0;
+  const void* const attached = Attached(*api);
+  if (!LayoutHolds(*api, attached)) return attached == nullptr ? 0 : ByApi(*api, frames, room);
+  const void* const thread = attached != nullptr ? attached : api->this_thread_state();
   if (thread == nullptr) return 0;
-  if (!api->layout) return ByApi(*api, frames, room);
-  Trust layout = trust.load(std::memory_order_relaxed);
-  if (layout == Trust::kUnchecked) layout = CheckLayout(*api, thread);
-  if (layout != Trust::kConfirmed) return ByApi(*api, frames, room);
   const auto directly = [](uintptr_t at, void* to, size_t size) { return std::memcpy(to, reinterpret_cast<const void*>(at), size), true; };
   return WalkFrames(*api->layout, thread, api->code_type, frames, room, directly).value_or(0);
 }
 
 Name NameOf(Frame frame) {
   const Api& api = *TheApi();
+  const void* const attached = Attached(api);
+  const bool layout_holds = LayoutHolds(api, nullptr);
   Names& names = AllNames();
   Name name;
   bool known = false;
   {
     const std::lock_guard lock(names.mutex);
-    if (const auto found = names.of.find(frame.code); found != names.of.end()) name = found->second, known = true;
+    if (const auto found = names.of.find({frame.code, frame.names}); found != names.of.end()) name = found->second, known = true;
   }
-  if (!known) {
-    void *type = nullptr, *value = nullptr, *traceback = nullptr;
-    api.fetch_error(&type, &value, &traceback);
-    name.function = Text(api, frame.code, "co_qualname");  // from 3.11 on
-    if (name.function.empty()) name.function = Text(api, frame.code, "co_name");
-    name.file = Text(api, frame.code, "co_filename");
-    api.restore_error(type, value, traceback);
+  if (!known) name = layout_holds ? NamesIn(*api.layout, frame.code) : NamesByApi(api, frame.code);
+  {
     const std::lock_guard lock(names.mutex);
-    // For good: its address is its name here.
-    if (names.of.emplace(frame.code, name).second) api.keep(frame.code);
+    if (!known) names.of.emplace(std::pair(frame.code, frame.names), name);
+    if (attached != nullptr && names.kept.insert(frame.code).second) api.keep(frame.code);
   }
-  const int line = api.last_instruction != nullptr ? api.line_at(frame.code, frame.at) : frame.at;
+  const int line = layout_holds || api.last_instruction != nullptr ? api.line_at(frame.code, frame.at) : frame.at;
   name.line = line > 0 ? static_cast<uint32_t>(line) : 0;
   return name;
 }

@@ -24,6 +24,7 @@ struct RawStack {
   std::array<python::Frame, kMostPython> python;
   size_t natives = 0, pythons = 0;
 
+  static uint64_t WordOf(const python::Frame& frame) { return uint64_t{frame.names} << 32 | static_cast<uint32_t>(frame.at); }
   [[nodiscard]] size_t words() const { return natives + 2 * pythons; }
   [[nodiscard]] uint64_t Hash() const {
     // Two independent chains: a multiplication takes longer than what else is done for a word.
@@ -36,7 +37,7 @@ struct RawStack {
     for (; i + 1 < natives; i += 2) a = mix(a, native[i]), b = mix(b, native[i + 1]);
     if (i < natives) a = mix(a, native[i]);
     for (size_t p = 0; p < pythons; ++p) {
-      a = mix(a, reinterpret_cast<uintptr_t>(python[p].code)), b = mix(b, static_cast<uint32_t>(python[p].at));
+      a = mix(a, reinterpret_cast<uintptr_t>(python[p].code)), b = mix(b, WordOf(python[p]));
     }
     return mix(a, b);
   }
@@ -49,7 +50,7 @@ struct Stack {
     std::memcpy(key.get(), raw.native.data(), natives * sizeof(uint64_t));
     for (size_t i = 0; i < raw.pythons; ++i) {
       key[natives + 2 * i] = reinterpret_cast<uintptr_t>(raw.python[i].code);
-      key[natives + 2 * i + 1] = static_cast<uint32_t>(raw.python[i].at);
+      key[natives + 2 * i + 1] = RawStack::WordOf(raw.python[i]);
     }
   }
   [[nodiscard]] bool Is(const RawStack& raw, uint64_t its_hash) const {
@@ -57,7 +58,7 @@ struct Stack {
     if (std::memcmp(key.get(), raw.native.data(), natives * sizeof(uint64_t)) != 0) return false;
     for (size_t i = 0; i < raw.pythons; ++i) {
       if (key[natives + 2 * i] != reinterpret_cast<uintptr_t>(raw.python[i].code)) return false;
-      if (key[natives + 2 * i + 1] != static_cast<uint32_t>(raw.python[i].at)) return false;
+      if (key[natives + 2 * i + 1] != RawStack::WordOf(raw.python[i])) return false;
     }
     return true;
   }

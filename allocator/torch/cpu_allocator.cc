@@ -81,6 +81,9 @@ void AfterFork() {
 }
 
 absl::Status Install(const AllocatorOptions& options) {
+  // From Python this is called with the GIL, and allocations are made without it: what takes call stacks gets to know the
+  // interpreter here.
+  static_cast<void>(CurrentSite());
   const std::lock_guard guard(Lock());
   if (state == nullptr) {
     state = new State(options);
