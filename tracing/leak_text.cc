@@ -47,13 +47,49 @@ struct Colours {
   }
 };
 
-void AddStack(const std::vector<TraceFrame>& stack, const Colours& c, std::string& out) {
-  for (size_t i = 0; i < stack.size() && i < kMostFrames; ++i) {
-    const TraceFrame& f = stack[i];
-    const std::string place = f.line != 0 ? fmt::format("{}:{}", f.file, f.line) : f.function.empty() ? fmt::format("{}+{:#x}", f.file, f.offset) : f.file;
-    out += fmt::format("    {}#{:<2} {}{}\n", c.dim, i, Plain(f.function.empty() ? place : fmt::format("{}  {}", f.function, place)), c.off);
+// A function without its parameters and template arguments: "at::empty_strided". JSON has all of it.
+std::string Short(std::string_view function) {
+  constexpr std::string_view kAnonymous = "(anonymous namespace)";
+  std::string name;
+  int depth = 0;
+  for (size_t i = 0; i < function.size(); ++i) {
+    if (function.substr(i).starts_with(kAnonymous)) {
+      i += kAnonymous.size() - 1;
+      if (depth == 0) name += "{anonymous}";
+      continue;
+    }
+    const char c = function[i];
+    if (c == '(' && depth == 0 && !name.ends_with("operator")) break;
+    if (c == '<') ++depth;
+    if (depth == 0) name += c;
+    if (c == '>' && depth > 0) --depth;
   }
-  if (stack.size() > kMostFrames) out += fmt::format("    {}... and {} more frames{}\n", c.dim, stack.size() - kMostFrames, c.off);
+  return name.empty() ? std::string(function) : name;
+}
+
+void AddFrame(size_t number, const TraceFrame& f, const Colours& c, std::string& out) {
+  const std::string_view file = f.line != 0 || f.python ? std::string_view(f.file) : std::string_view(f.file).substr(f.file.rfind('/') + 1);
+  const std::string place = f.line != 0 ? fmt::format("{}:{}", file, f.line) : f.function.empty() ? fmt::format("{}+{:#x}", file, f.offset) : std::string(file);
+  out += fmt::format("    {}#{:<2} {}{}\n", c.dim, number, Plain(f.function.empty() ? place : fmt::format("{}  {}", f.python ? f.function : Short(f.function), place)), c.off);
+}
+
+// In a Python program the way from Python down to the allocator is long and nobody's: its ends are shown.
+void AddStack(const std::vector<TraceFrame>& stack, const Colours& c, std::string& out) {
+  constexpr size_t kEnds = 2;
+  const size_t python = static_cast<size_t>(std::find_if(stack.begin(), stack.end(), [](const TraceFrame& f) { return f.python; }) - stack.begin());
+  size_t shown = 0;
+  for (size_t i = 0; i < stack.size(); ++i) {
+    if (shown == kMostFrames) {
+      out += fmt::format("    {}... and {} more frames{}\n", c.dim, stack.size() - i, c.off);
+      break;
+    }
+    if (python < stack.size() && i == kEnds && python > kEnds + 1) {
+      out += fmt::format("    {}... {} native frames{}\n", c.dim, python - kEnds, c.off);
+      i = python;
+    }
+    AddFrame(i, stack[i], c, out);
+    ++shown;
+  }
 }
 
 std::string Headline(LeakClass leak_class) {

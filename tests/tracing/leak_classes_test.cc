@@ -353,6 +353,17 @@ TEST_F(SettleTest, WorksFromC) {
   EXPECT_EQ(gpuledger_fact(address, 17, 0, nullptr), GPULEDGER_INVALID_ARGUMENT);
   EXPECT_EQ(gpuledger_settle_end(settle), GPULEDGER_OK);
   EXPECT_EQ(gpuledger_settle_end(nullptr), GPULEDGER_INVALID_ARGUMENT);
+  std::string text(1 << 16, '\0');
+  size_t needed = 0;
+  int leaks = 0;
+  EXPECT_EQ(gpuledger_settle_report(settle, nullptr, 1, text.data(), text.size(), &needed, &leaks), GPULEDGER_OK);
+  EXPECT_EQ(leaks, 1);
+  EXPECT_NE(text.find("\"traceback-held\""), std::string::npos) << text;
+  EXPECT_EQ(gpuledger_settle_report(settle, "owner:settle/c", 0, text.data(), 10, &needed, &leaks), GPULEDGER_OK);
+  EXPECT_EQ(leaks, 0) << "suppressed";
+  EXPECT_GT(needed, 10u);
+  EXPECT_EQ(text.find('\0'), 9u) << "cut, and ended";
+  EXPECT_EQ(gpuledger_settle_report(settle, "leek:x", 0, text.data(), 10, &needed, &leaks), GPULEDGER_INVALID_ARGUMENT);
   gpuledger_settle_free(settle);
 }
 

@@ -188,7 +188,12 @@ TEST_F(RecorderTest, AKilledProcessLeavesAllThatItWrote) {
   const uint64_t seed = std::random_device{}();
   SCOPED_TRACE(fmt::format("seed {}", seed));
   std::mt19937_64 random(seed);
-  for (int kill_number = 0; kill_number < 1000; ++kill_number) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  constexpr int kKills = 50;  // they are slow to start
+#else
+  constexpr int kKills = 1000;
+#endif
+  for (int kill_number = 0; kill_number < kKills; ++kill_number) {
     progress->written = 0;
     const pid_t child = fork();
     if (child == 0) {
