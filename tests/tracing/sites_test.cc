@@ -4,11 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <dlfcn.h>
-#include <execinfo.h>
 #include <pthread.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
+#include <unwind.h>
 
 #include <algorithm>
 #include <array>
@@ -93,16 +93,19 @@ struct BothWays {
   SiteId site = kNoSite;
 };
 [[gnu::noinline]] void TakeBothWays(BothWays* both) {
-  std::array<void*, 128> addresses;
+  both->unwound.clear();
   both->site = TakeSite();
-  const int count = backtrace(addresses.data(), addresses.size());
-  for (int i = 1; i < count; ++i) both->unwound.push_back(reinterpret_cast<uintptr_t>(addresses[static_cast<size_t>(i)]));
+  _Unwind_Backtrace([](_Unwind_Context* context, void* to) {
+    static_cast<std::vector<uintptr_t>*>(to)->push_back(_Unwind_GetIP(context));
+    return _URC_NO_REASON;
+  }, &both->unwound);
+  both->unwound.erase(both->unwound.begin());  // this one, at another call in it than TakeSite's
 }
 void ExpectTheSame(const BothWays& both) {
   std::vector<SiteFrame> frames;
   ASSERT_TRUE(FramesOf(both.site, &frames));
-  // The first is within TakeBothWays, at another call there. Taken stacks end after 64 frames.
-  ASSERT_GE(frames.size(), std::min<size_t>(both.unwound.size() + 1, 60));
+  // Taken stacks end after 64 frames, and have none of the outermost frame's callers, of which some unwinders show one at 0.
+  ASSERT_GE(frames.size(), std::min<size_t>(both.unwound.size(), 60));
   for (size_t i = 1; i < frames.size(); ++i) {
     LoadedModule module;
     ASSERT_TRUE(ModuleById(frames[i].module, &module));
@@ -134,6 +137,7 @@ TEST_F(SitesTest, FindsTheFramesThatTheUnwinderFinds) {
   ExpectTheSame(called_back);
 }
 
+#if !defined(__SANITIZE_THREAD__)  // which objects to the memory of a new stack
 TEST_F(SitesTest, TakesAStackInASignalHandler) {
   static BothWays in_handler;
   struct sigaction action = {}, before = {};
@@ -143,6 +147,7 @@ TEST_F(SitesTest, TakesAStackInASignalHandler) {
   sigaction(SIGUSR1, &before, nullptr);
   ExpectTheSame(in_handler);
 }
+#endif
 
 TEST_F(SitesTest, UnwindsAModuleThatTookThePlaceOfAnother) {
   const auto through = [](const char* path) {
