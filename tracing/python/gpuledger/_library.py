@@ -112,6 +112,8 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "trace_start": [text, _U64],
         "mark": [text],
         "set_stacks": [number, number],
+        "take_site": [pointer(ctypes.c_uint32)],
+        "site_text": [ctypes.c_uint32, ctypes.c_char_p, ctypes.c_size_t, pointer(ctypes.c_size_t)],
         "fact": [_U64, number, _U64, text],
         "settle_begin": [pointer(ctypes.c_void_p)],
         "settle_complete": [ctypes.c_void_p],
