@@ -61,7 +61,7 @@ uint64_t TraceFile::DataFrom(uint64_t from) const {
 namespace {
 
 constexpr uint64_t kMostRings = 1 << 20;
-constexpr int kMostLooks = 20;
+constexpr int kMostLooks = 10;
 
 // Copies what rings hold. A segment whose number changes meanwhile was drained: it is in a block, and found there.
 void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<uint32_t, SegmentPlace>>& found) {
@@ -129,6 +129,11 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
   absl::flat_hash_map<uint64_t, SegmentPlace*> ring_by_number;
   for (auto& [thread, place] : in_rings) ring_by_number.emplace(place.number, &place);
   uint64_t at = std::max<uint64_t>(index.header.first_offset / kAlignment * kAlignment, kHeaderBytes);
+  if (at > size && size > kHeaderBytes) {
+    index.problems.push_back({offsetof(FileHeader, first_offset), "the header says that the first block lies behind the file's end"});
+    at = kHeaderBytes;
+  }
+  at = std::min(at, size);
   uint64_t skipped_from = UINT64_MAX;
   std::vector<unsigned char> window(1 << 16);
   uint64_t window_at = 0, window_bytes = 0;
