@@ -39,7 +39,10 @@ absl::StatusOr<std::unique_ptr<Recorder>> Recorder::StartWithSnapshot(const Reco
   return std::unique_ptr<Recorder>(new Recorder(std::make_unique<Impl>(options, *std::move(file))));
 }
 
-void Recorder::BeginServing(bool with_snapshot) { impl_->StartDrainer(with_snapshot); }
+void Recorder::BeginServing(Snapshot snapshot) {
+  if (snapshot == Snapshot::kNow) impl_->file->header().snapshot = impl_->WriteSnapshot();
+  impl_->StartDrainer(snapshot == Snapshot::kSoon);
+}
 
 Recorder::Recorder(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 

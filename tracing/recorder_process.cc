@@ -71,7 +71,7 @@ absl::StatusOr<Recorder*> StartNow(const RecorderOptions& options, bool in_child
   // inside a ledger here, and may not look.
   bool from_the_beginning = !in_child;
   if (!in_child) ForEachAllocator([&](CachingAllocator&) { from_the_beginning = false; });
-  (*recorder)->BeginServing(!from_the_beginning);
+  (*recorder)->BeginServing(from_the_beginning ? Recorder::Snapshot::kNone : in_child ? Recorder::Snapshot::kSoon : Recorder::Snapshot::kNow);
   return recorder->release();
 }
 

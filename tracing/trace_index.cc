@@ -101,12 +101,23 @@ void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<u
   }
 }
 
-// Says what was skipped, but for the zeros that a hole or a writer at work leaves.
+// Says what was skipped, but for the zeros that a hole or a writer at work leaves: from the first byte that is something.
 void NoteSkipped(const TraceFile& file, uint64_t from, uint64_t to, TraceIndex& index) {
-  std::vector<unsigned char> bytes(std::min<uint64_t>(to - from, 4096));
-  bytes.resize(file.Read(from, bytes.data(), bytes.size()));
-  if (std::all_of(bytes.begin(), bytes.end(), [](unsigned char b) { return b == 0; })) return;
-  index.problems.push_back({from, fmt::format("{} bytes make no block; skipped", to - from)});
+  std::vector<unsigned char> bytes(1 << 16);
+  for (uint64_t at = from; at < to;) {
+    at = std::max(at, file.DataFrom(at));  // over holes
+    if (at >= to) return;
+    const size_t got = file.Read(at, bytes.data(), std::min<uint64_t>(to - at, bytes.size()));
+    if (got == 0) return;
+    const auto end = bytes.begin() + static_cast<ptrdiff_t>(got);
+    const auto something = std::find_if(bytes.begin(), end, [](unsigned char b) { return b != 0; });
+    if (something != end) {
+      at += static_cast<uint64_t>(something - bytes.begin());
+      index.problems.push_back({at, fmt::format("{} bytes make no block; skipped", to - at)});
+      return;
+    }
+    at += got;
+  }
 }
 
 }  // namespace

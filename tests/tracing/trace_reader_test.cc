@@ -150,7 +150,7 @@ TEST_F(TraceReaderTest, ABitFlippedInABlockLosesThatBlockAloneAndSaysWhere) {
       continue;
     }
     ASSERT_LE(problems.front().offset, at);
-    ASSERT_LT(ids.size(), kEntries);
+    ASSERT_LE(ids.size(), kEntries);  // all of them if the block has the program's end alone
     ASSERT_GT(ids.size(), kEntries / 2) << "byte " << at;
   }
 }

@@ -55,9 +55,11 @@ class GPULEDGER_EXPORT Recorder final : public RecordSink {
   // Entries that went into no file, because the disk was full.
   [[nodiscard]] uint64_t lost() const;
 
-  // The library's own: StartOfProcess in two steps. The snapshot is taken once entries come in.
+  // The library's own: StartOfProcess in two steps. Of what is live, a snapshot once entries come in: now, or by the recorder's
+  // thread where the caller may be inside a ledger.
+  enum class Snapshot : uint8_t { kNone, kNow, kSoon };
   static absl::StatusOr<std::unique_ptr<Recorder>> StartWithSnapshot(const RecorderOptions& options);
-  void BeginServing(bool with_snapshot);
+  void BeginServing(Snapshot snapshot);
   struct Impl;
 
  private:
