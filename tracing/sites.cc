@@ -99,17 +99,17 @@ std::atomic<bool> take_native{false}, take_python{false};
 }
 
 [[gnu::noinline, gnu::cold]] SiteId Intern(const RawStack& raw, uint64_t hash) {
-  auto stack = std::make_unique<Stack>(raw, hash);
-  stack->frames = Merge(raw).Frames();
-  return Table().Add(std::move(stack), raw);
+  return Table().Add(raw, hash, Merge(raw).Frames());
 }
 
 void LockForFork() {
   python::LockNamesForFork();
   LockModulesForFork();
   LockUnwindRulesForFork();
+  Table().LockForFork();
 }
 void UnlockAfterFork() {
+  Table().UnlockAfterFork();
   UnlockUnwindRulesAfterFork();
   UnlockModulesAfterFork();
   python::UnlockNamesAfterFork();
@@ -128,6 +128,7 @@ const bool at_load = [] {
 void SetStacks(bool native, bool python) {
   take_native.store(native, std::memory_order_relaxed);
   take_python.store(python, std::memory_order_relaxed);
+  if (python) python::Prepare();
   SetSiteSource(native || python ? &TakeSite : nullptr);
 }
 

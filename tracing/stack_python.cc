@@ -7,12 +7,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <mutex>
-#include <utility>
 
 #include <absl/container/flat_hash_map.h>
+#include <absl/container/flat_hash_set.h>
 
 #include "python_frames.h"
 
@@ -60,9 +59,14 @@ Api Load() {
                Find(a.restore_error, "PyErr_Restore");
   Find(a.last_instruction, "PyFrame_GetLasti");
   a.code_type = dlsym(RTLD_DEFAULT, "PyCode_Type");
-  const auto* const version = static_cast<const unsigned long*>(dlsym(RTLD_DEFAULT, "Py_Version"));  // from 3.11 on
-  if (version != nullptr && *version >> 16 >= 0x030c) a.state_is_this_threads = true;
-  if (version != nullptr && a.code_type != nullptr) a.layout = LayoutOf(*version, dlsym(RTLD_DEFAULT, "_PyRuntime"));
+  unsigned long version = 0;
+  if (const auto* const known = static_cast<const unsigned long*>(dlsym(RTLD_DEFAULT, "Py_Version")); known != nullptr) {
+    version = *known;
+  } else if (a.last_instruction == nullptr && dlsym(RTLD_DEFAULT, "PyModule_AddObjectRef") != nullptr) {
+    version = 0x030a0000;  // 3.10 has the one already, and the other not yet
+  }
+  a.state_is_this_threads = version >> 16 >= 0x030c;
+  if (a.code_type != nullptr) a.layout = LayoutOf(version, dlsym(RTLD_DEFAULT, "_PyRuntime"));
   return a;
 }
 
@@ -95,7 +99,7 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
   while (frame != nullptr && count < room) {
     void* const code = api.code_of(frame);
     const bool old = api.last_instruction == nullptr;  // then each call of a function enters the interpreter anew
-    frames[count++] = {code, old ? api.line_of(frame) : api.last_instruction(frame), old};
+    frames[count++] = {code, old ? api.line_of(frame) : api.last_instruction(frame), 0, old};
     api.drop(code);  // its frame holds it
     void* const back = api.back_of(frame);
     api.drop(frame);
@@ -105,70 +109,8 @@ size_t ByApi(const Api& api, Frame* frames, size_t room) noexcept {
   return count;
 }
 
-// Where names are, to read them on a thread without the lock: in a code object, and the characters of an ASCII str.
-struct TextPlaces {
-  size_t file = 0, function = 0, characters = 0;
-  uint32_t state = 0;  // of an ASCII str: kind, compact, ASCII
-};
-constexpr size_t kTextLength = 16, kTextState = 32;
-constexpr uint32_t kTextStateBits = 0x7c;
-TextPlaces text_places;  // written once, before `trust` says so
-
-template <class T>
-T Read(const void* base, size_t offset) {
-  T value;
-  std::memcpy(&value, static_cast<const char*>(base) + offset, sizeof value);
-  return value;
-}
-
-bool CarefullyRead(uintptr_t at, void* to, size_t size) {
-  const iovec from{reinterpret_cast<void*>(at), size}, into{to, size};
-  return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
-}
-
-// Looks for what the API gives among the words of the code object. Files and functions that are not ASCII teach nothing.
-bool LearnTextPlaces(const Api& api, void* code) {
-  TextPlaces places;
-  for (const auto& [name, place] : {std::pair{"co_filename", &places.file}, std::pair{"co_qualname", &places.function}}) {
-    void* const text = api.attribute(code, name);
-    if (text == nullptr) return api.restore_error(nullptr, nullptr, nullptr), false;
-    for (size_t offset = 16; offset < 256 && *place == 0; offset += sizeof(void*)) {
-      void* word = nullptr;
-      if (CarefullyRead(reinterpret_cast<uintptr_t>(code) + offset, &word, sizeof word) && word == text) *place = offset;
-    }
-    const char* const characters = api.utf8(text);
-    places.characters = static_cast<size_t>(characters - static_cast<const char*>(text));
-    places.state = Read<uint32_t>(text, kTextState) & kTextStateBits;
-    api.drop(text);  // the code object has it
-    if (*place == 0 || places.characters > 64) return false;
-  }
-  text_places = places;
-  return true;
-}
-
-std::string TextInPlace(void* code, size_t offset) {
-  const auto* const text = Read<const char*>(code, offset);
-  const auto length = Read<int64_t>(text, kTextLength);
-  if ((Read<uint32_t>(text, kTextState) & kTextStateBits) != text_places.state || length <= 0 || length > 4096) return "?";
-  return std::string(text + text_places.characters, static_cast<size_t>(length));
-}
-
 enum class Trust : uint8_t { kUnchecked, kConfirmed, kRefuted };
 std::atomic<Trust> trust{Trust::kUnchecked};
-
-// Once in a process: what the layout gives, read without risk, is what the API says.
-size_t ByApiCheckingLayout(const Api& api, const void* thread, Frame* frames, size_t room) noexcept {
-  const size_t count = ByApi(api, frames, room);
-  if (count == 0) return 0;
-  constexpr size_t kMost = 16;
-  Frame seen[kMost];
-  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, seen, std::min(room, kMost), CarefullyRead);
-  const bool same = walked == std::min(count, kMost) && std::equal(seen, seen + *walked, frames, [](const Frame& a, const Frame& b) {
-    return a.code == b.code && a.at == b.at;
-  }) && LearnTextPlaces(api, frames[0].code);
-  trust.store(same ? Trust::kConfirmed : Trust::kRefuted, std::memory_order_release);
-  return count;
-}
 
 std::string Text(const Api& api, void* code, const char* name) {
   void* const object = api.attribute(code, name);
@@ -179,57 +121,93 @@ std::string Text(const Api& api, void* code, const char* name) {
   return text;
 }
 
+// What is raised at the moment stays raised.
+Name NamesByApi(const Api& api, void* code) {
+  void *type = nullptr, *value = nullptr, *traceback = nullptr;
+  api.fetch_error(&type, &value, &traceback);
+  Name name;
+  name.function = Text(api, code, "co_qualname");  // from 3.11 on
+  if (name.function.empty()) name.function = Text(api, code, "co_name");
+  name.file = Text(api, code, "co_filename");
+  api.restore_error(type, value, traceback);
+  return name;
+}
+
+// Once in a process: whether what the layout gives, read without risk, is what the API says.
+[[gnu::noinline, gnu::cold]] Trust CheckLayout(const Api& api, const void* thread) noexcept {
+  constexpr size_t kMost = 16;
+  Frame told[kMost], read[kMost];
+  const size_t count = ByApi(api, told, kMost);
+  if (count == 0) return Trust::kUnchecked;
+  const auto carefully = [](uintptr_t at, void* to, size_t size) {
+    const iovec from{reinterpret_cast<void*>(at), size}, into{to, size};
+    return process_vm_readv(getpid(), &into, 1, &from, 1, 0) == static_cast<ssize_t>(size);
+  };
+  const std::optional<size_t> walked = WalkFrames(*api.layout, thread, api.code_type, read, kMost, carefully);
+  const auto alike = [&api](const Frame& r, const Frame& t) {
+    if (r.code != t.code || (api.last_instruction == nullptr ? api.line_at(r.code, r.at) : r.at) != t.at) return false;
+    const Name names = NamesIn(*api.layout, r.code), right = NamesByApi(api, r.code);
+    return names.function == right.function && names.file == right.file;
+  };
+  // Names are read without care: if the code objects are right, so are they where the version says.
+  const Trust found = walked == count && std::equal(read, read + count, told, alike) ? Trust::kConfirmed : Trust::kRefuted;
+  trust.store(found, std::memory_order_relaxed);
+  return found;
+}
+
 struct Names {
   std::mutex mutex;
-  absl::flat_hash_map<void*, Name> of;  // by code object
+  absl::flat_hash_map<std::pair<void*, uint32_t>, Name> of;  // by code object and what its names are
+  absl::flat_hash_set<void*> kept;                           // code objects that are referred to, for good
 };
 Names& AllNames() {
   static auto& names = *new Names;
   return names;
 }
 
+// Whether the layout can be used; if nobody knows yet, a thread that has the GIL finds out.
+bool LayoutHolds(const Api& api, const void* attached) noexcept {
+  if (!api.layout) return false;
+  Trust layout = trust.load(std::memory_order_relaxed);
+  if (layout == Trust::kUnchecked && attached != nullptr) layout = CheckLayout(api, attached);
+  return layout == Trust::kConfirmed;
+}
+
 }  // namespace
+
+void Prepare() noexcept {
+  if (const Api* const api = TheApi()) LayoutHolds(*api, Attached(*api));
+}
 
 size_t TakeFrames(Frame* frames, size_t room) noexcept {
   const Api* const api = TheApi();
-  if (api == nullptr) return 0;
-  const Trust layout = trust.load(std::memory_order_acquire);
-  const void* thread = Attached(*api);
-  // PyTorch lets go of the lock before it allocates. The frames of this thread lie still while it is in native code.
-  if (thread == nullptr && layout == Trust::kConfirmed && api->is_initialized() != 0) thread = api->this_thread_state();
+  if (api == nullptr || api->is_initialized() == 0) return 0;
+  const void* const attached = Attached(*api);
+  if (!LayoutHolds(*api, attached)) return attached == nullptr ? 0 : ByApi(*api, frames, room);
+  const void* const thread = attached != nullptr ? attached : api->this_thread_state();
   if (thread == nullptr) return 0;
-  if (layout == Trust::kRefuted || !api->layout) return ByApi(*api, frames, room);
-  if (layout == Trust::kUnchecked) return ByApiCheckingLayout(*api, thread, frames, room);
   const auto directly = [](uintptr_t at, void* to, size_t size) { return std::memcpy(to, reinterpret_cast<const void*>(at), size), true; };
   return WalkFrames(*api->layout, thread, api->code_type, frames, room, directly).value_or(0);
 }
 
 Name NameOf(Frame frame) {
   const Api& api = *TheApi();
+  const void* const attached = Attached(api);
+  const bool layout_holds = LayoutHolds(api, nullptr);
   Names& names = AllNames();
   Name name;
   bool known = false;
   {
     const std::lock_guard lock(names.mutex);
-    if (const auto found = names.of.find(frame.code); found != names.of.end()) name = found->second, known = true;
+    if (const auto found = names.of.find({frame.code, frame.names}); found != names.of.end()) name = found->second, known = true;
   }
-  // Without the lock no reference can be kept: should the code object go and another one come to lie there, that has its name.
-  const bool attached = Attached(api) != nullptr;
-  if (!known && !attached) {
-    name.function = TextInPlace(frame.code, text_places.function);
-    name.file = TextInPlace(frame.code, text_places.file);
-  } else if (!known) {
-    void *type = nullptr, *value = nullptr, *traceback = nullptr;
-    api.fetch_error(&type, &value, &traceback);
-    name.function = Text(api, frame.code, "co_qualname");  // from 3.11 on
-    if (name.function.empty()) name.function = Text(api, frame.code, "co_name");
-    name.file = Text(api, frame.code, "co_filename");
-    api.restore_error(type, value, traceback);
+  if (!known) name = layout_holds ? NamesIn(*api.layout, frame.code) : NamesByApi(api, frame.code);
+  {
     const std::lock_guard lock(names.mutex);
-    // For good: its address is its name here.
-    if (names.of.emplace(frame.code, name).second) api.keep(frame.code);
+    if (!known) names.of.emplace(std::pair(frame.code, frame.names), name);
+    if (attached != nullptr && names.kept.insert(frame.code).second) api.keep(frame.code);
   }
-  const int line = api.last_instruction != nullptr ? api.line_at(frame.code, frame.at) : frame.at;
+  const int line = layout_holds || api.last_instruction != nullptr ? api.line_at(frame.code, frame.at) : frame.at;
   name.line = line > 0 ? static_cast<uint32_t>(line) : 0;
   return name;
 }

@@ -1,4 +1,4 @@
-// tracing/stack_table.h - stacks by their words and by their ids; nobody waits.
+// tracing/stack_table.h - stacks by their words and by their ids, looked up without a lock.
 #pragma once
 
 #include <array>
@@ -6,7 +6,11 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <mutex>
+#include <string>
 #include <vector>
+
+#include <absl/container/flat_hash_map.h>
 
 #include "gpuledger/sites.h"
 #include "stack_python.h"
@@ -20,6 +24,7 @@ struct RawStack {
   std::array<python::Frame, kMostPython> python;
   size_t natives = 0, pythons = 0;
 
+  static uint64_t WordOf(const python::Frame& frame) { return uint64_t{frame.names} << 32 | static_cast<uint32_t>(frame.at); }
   [[nodiscard]] size_t words() const { return natives + 2 * pythons; }
   [[nodiscard]] uint64_t Hash() const {
     // Two independent chains: a multiplication takes longer than what else is done for a word.
@@ -32,7 +37,7 @@ struct RawStack {
     for (; i + 1 < natives; i += 2) a = mix(a, native[i]), b = mix(b, native[i + 1]);
     if (i < natives) a = mix(a, native[i]);
     for (size_t p = 0; p < pythons; ++p) {
-      a = mix(a, reinterpret_cast<uintptr_t>(python[p].code)), b = mix(b, static_cast<uint32_t>(python[p].at));
+      a = mix(a, reinterpret_cast<uintptr_t>(python[p].code)), b = mix(b, WordOf(python[p]));
     }
     return mix(a, b);
   }
@@ -45,7 +50,7 @@ struct Stack {
     std::memcpy(key.get(), raw.native.data(), natives * sizeof(uint64_t));
     for (size_t i = 0; i < raw.pythons; ++i) {
       key[natives + 2 * i] = reinterpret_cast<uintptr_t>(raw.python[i].code);
-      key[natives + 2 * i + 1] = static_cast<uint32_t>(raw.python[i].at);
+      key[natives + 2 * i + 1] = RawStack::WordOf(raw.python[i]);
     }
   }
   [[nodiscard]] bool Is(const RawStack& raw, uint64_t its_hash) const {
@@ -53,7 +58,7 @@ struct Stack {
     if (std::memcmp(key.get(), raw.native.data(), natives * sizeof(uint64_t)) != 0) return false;
     for (size_t i = 0; i < raw.pythons; ++i) {
       if (key[natives + 2 * i] != reinterpret_cast<uintptr_t>(raw.python[i].code)) return false;
-      if (key[natives + 2 * i + 1] != static_cast<uint32_t>(raw.python[i].at)) return false;
+      if (key[natives + 2 * i + 1] != RawStack::WordOf(raw.python[i])) return false;
     }
     return true;
   }
@@ -63,40 +68,29 @@ struct Stack {
   std::unique_ptr<uint64_t[]> key;
   Stack* next = nullptr;  // in its bucket
   SiteId id{0};
-  std::vector<SiteFrame> frames;
+  std::vector<SiteFrame> frames;  // of the first stack with this id
 };
 
+// Many raw stacks may be one to a reader: an interpreter that has warmed up calls through other frames of its own. They have one id.
 class StackTable {
  public:
   [[nodiscard]] const Stack* Find(const RawStack& raw, uint64_t hash) const {
-    return Search(BucketOf(hash).load(std::memory_order_acquire), nullptr, raw, hash);
-  }
-  // The id of `raw`, whose stack is `stack` unless another thread added it in the meantime. kNoSite after 2^26 stacks.
-  SiteId Add(std::unique_ptr<Stack> stack, const RawStack& raw) {
-    const uint32_t number = next_.fetch_add(1, std::memory_order_relaxed);
-    if (number >= kLeaves * kLeaf) {
-      next_.store(kLeaves * kLeaf, std::memory_order_relaxed);
-      return kNoSite;
+    for (const Stack* s = BucketOf(hash).load(std::memory_order_acquire); s != nullptr; s = s->next) {
+      if (s->Is(raw, hash)) return s;
     }
-    std::atomic<const Stack*>& by_id = PlaceOfNumber(number);
-    stack->id = SiteId(number | kStackBit);
-    by_id.store(stack.get(), std::memory_order_release);  // before anybody can learn the id
-    std::atomic<Stack*>& bucket = BucketOf(stack->hash);
-    for (Stack *head = bucket.load(std::memory_order_acquire), *searched = nullptr;; searched = stack->next) {
-      if (const Stack* const other = Search(head, searched, raw, stack->hash)) {
-        by_id.store(nullptr, std::memory_order_release);
-        return other->id;
-      }
-      stack->next = head;
-      if (bucket.compare_exchange_strong(head, stack.get(), std::memory_order_acq_rel)) return stack.release()->id;
-    }
+    return nullptr;
   }
+  // The id of `raw`, with `frames` if it is new. kNoSite after 2^26 stacks.
+  SiteId Add(const RawStack& raw, uint64_t hash, std::vector<SiteFrame> frames);
   [[nodiscard]] const Stack* ById(SiteId site) const {
     const uint32_t number = site.value() & ~kStackBit;
     if ((site.value() & kStackBit) == 0 || number >= kLeaves * kLeaf) return nullptr;
     const Leaf* const leaf = by_id_[number / kLeaf].load(std::memory_order_acquire);
     return leaf == nullptr ? nullptr : (*leaf)[number % kLeaf].load(std::memory_order_acquire);
   }
+
+  void LockForFork() { adding_.lock(); }
+  void UnlockAfterFork() { adding_.unlock(); }
 
  private:
   static constexpr uint32_t kStackBit = 1u << 31;
@@ -105,25 +99,12 @@ class StackTable {
 
   std::atomic<Stack*>& BucketOf(uint64_t hash) { return buckets_[hash % kBuckets]; }
   [[nodiscard]] const std::atomic<Stack*>& BucketOf(uint64_t hash) const { return buckets_[hash % kBuckets]; }
-  static const Stack* Search(const Stack* from, const Stack* until, const RawStack& raw, uint64_t hash) {
-    for (; from != until; from = from->next) {
-      if (from->Is(raw, hash)) return from;
-    }
-    return nullptr;
-  }
-  std::atomic<const Stack*>& PlaceOfNumber(uint32_t number) {
-    std::atomic<Leaf*>& slot = by_id_[number / kLeaf];
-    Leaf* leaf = slot.load(std::memory_order_acquire);
-    if (leaf == nullptr) {
-      auto fresh = std::make_unique<Leaf>();
-      if (slot.compare_exchange_strong(leaf, fresh.get(), std::memory_order_acq_rel)) leaf = fresh.release();
-    }
-    return (*leaf)[number % kLeaf];
-  }
 
   std::array<std::atomic<Stack*>, kBuckets> buckets_{};
   std::array<std::atomic<Leaf*>, kLeaves> by_id_{};
-  std::atomic<uint32_t> next_{1};
+  std::mutex adding_;
+  absl::flat_hash_map<std::string, SiteId> by_frames_;  // under adding_
+  uint32_t next_ = 1;                                   // under adding_
 };
 
 }  // namespace gpuledger

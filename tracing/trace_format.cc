@@ -244,7 +244,8 @@ void SegmentDecoder::ReadAddress() {
     return;
   }
   const uint64_t blocks = coded >> 1;
-  deltas_.address = Moved(deltas_.address, (static_cast<int64_t>(blocks >> 1) ^ -static_cast<int64_t>(blocks & 1)) * 512);
+  const int64_t change = static_cast<int64_t>(blocks >> 1) ^ -static_cast<int64_t>(blocks & 1);
+  deltas_.address += static_cast<uint64_t>(change) * 512;  // of any size, where the bytes are damaged
 }
 
 void SegmentDecoder::Fill(Record& r) const {

@@ -62,7 +62,7 @@ uint64_t TraceFile::DataFrom(uint64_t from) const {
 namespace {
 
 constexpr uint64_t kMostRings = 1 << 20;
-constexpr int kMostLooks = 20;
+constexpr int kMostLooks = 10;
 
 // Copies what rings hold. A segment whose number changes meanwhile was drained: it is in a block, and found there.
 void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<uint32_t, SegmentPlace>>& found) {
@@ -102,12 +102,23 @@ void CopyRings(const TraceFile& file, TraceIndex& index, std::vector<std::pair<u
   }
 }
 
-// Says what was skipped, but for the zeros that a hole or a writer at work leaves.
+// Says what was skipped, but for the zeros that a hole or a writer at work leaves: from the first byte that is something.
 void NoteSkipped(const TraceFile& file, uint64_t from, uint64_t to, TraceIndex& index) {
-  std::vector<unsigned char> bytes(std::min<uint64_t>(to - from, 4096));
-  bytes.resize(file.Read(from, bytes.data(), bytes.size()));
-  if (std::all_of(bytes.begin(), bytes.end(), [](unsigned char b) { return b == 0; })) return;
-  index.problems.push_back({from, fmt::format("{} bytes make no block; skipped", to - from)});
+  std::vector<unsigned char> bytes(1 << 16);
+  for (uint64_t at = from; at < to;) {
+    at = std::max(at, file.DataFrom(at));  // over holes
+    if (at >= to) return;
+    const size_t got = file.Read(at, bytes.data(), std::min<uint64_t>(to - at, bytes.size()));
+    if (got == 0) return;
+    const auto end = bytes.begin() + static_cast<ptrdiff_t>(got);
+    const auto something = std::find_if(bytes.begin(), end, [](unsigned char b) { return b != 0; });
+    if (something != end) {
+      at += static_cast<uint64_t>(something - bytes.begin());
+      index.problems.push_back({at, fmt::format("{} bytes make no block; skipped", to - at)});
+      return;
+    }
+    at += got;
+  }
 }
 
 }  // namespace
@@ -130,6 +141,11 @@ absl::StatusOr<TraceIndex> MakeIndex(const TraceFile& file, const std::string& p
   absl::flat_hash_map<uint64_t, SegmentPlace*> ring_by_number;
   for (auto& [thread, place] : in_rings) ring_by_number.emplace(place.number, &place);
   uint64_t at = std::max<uint64_t>(index.header.first_offset / kAlignment * kAlignment, kHeaderBytes);
+  if (at > size && size > kHeaderBytes) {
+    index.problems.push_back({offsetof(FileHeader, first_offset), "the header says that the first block lies behind the file's end"});
+    at = kHeaderBytes;
+  }
+  at = std::min(at, size);
   uint64_t skipped_from = UINT64_MAX;
   std::vector<unsigned char> window(1 << 16);
   uint64_t window_at = 0, window_bytes = 0;

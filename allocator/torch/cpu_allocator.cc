@@ -81,6 +81,9 @@ void AfterFork() {
 }
 
 absl::Status Install(const AllocatorOptions& options) {
+  // From Python this is called with the GIL, and allocations are made without it: what takes call stacks gets to know the
+  // interpreter here.
+  static_cast<void>(CurrentSite());
   const std::lock_guard guard(Lock());
   if (state == nullptr) {
     state = new State(options);
@@ -88,7 +91,6 @@ absl::Status Install(const AllocatorOptions& options) {
       return absl::ResourceExhaustedError("InstallCpuAllocator: no memory for a fork handler");
     }
   }
-  static_cast<void>(CurrentSite());  // here Python's lock is held: it learns how to do without (gpuledger/sites.h)
   c10::Allocator* const current = c10::GetCPUAllocator();
   if (current == &state->shim) return absl::OkStatus();
   c10::SetCPUAllocator(&state->shim, kPriority);

@@ -30,6 +30,8 @@ int main(void) {
   gpuledger_payer payer, nobody = {UINT32_MAX, 0, 0};
   gpuledger_lineage lineage;
   uint64_t block = 0, bytes = 0, count = 0, outer = 0, inner = 0;
+  const char* const path = "c/entered";
+  uint64_t places[1] = {0}, sizes[1] = {0};
   char text[4096];
   size_t needed = 0;
 
@@ -52,6 +54,11 @@ int main(void) {
   EXPECT(strstr(gpuledger_last_error(), "before one that began later") != NULL);
   EXPECT(gpuledger_close_scope(inner) == GPULEDGER_OK && gpuledger_close_scope(outer) == GPULEDGER_INVALID_ARGUMENT);
   EXPECT(gpuledger_adopt_payer(&nobody, &outer) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_enter_scope(path, 0, 0) == GPULEDGER_OK && gpuledger_enter_scope(path, 0, 0) == GPULEDGER_OK);
+  EXPECT(gpuledger_leave_scope("c/entered elsewhere") == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_leave_scope(path) == GPULEDGER_OK && gpuledger_leave_scope(path) == GPULEDGER_OK);
+  EXPECT(gpuledger_leave_scope(path) == GPULEDGER_INVALID_ARGUMENT && gpuledger_leave_scope(NULL) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_enter_scope(NULL, 0, 0) == GPULEDGER_INVALID_ARGUMENT && gpuledger_enter_scope(path, 99, 0) == GPULEDGER_INVALID_ARGUMENT);
   EXPECT(gpuledger_adopt_payer(&payer, &outer) == GPULEDGER_OK && gpuledger_close_scope(outer) == GPULEDGER_OK);
   EXPECT(gpuledger_current_payer(&payer) == GPULEDGER_OK && payer.owner == 0 && payer.scope == 0);
 
@@ -69,6 +76,9 @@ int main(void) {
   EXPECT(gpuledger_process_transfer(block, "c/weight", 1) == GPULEDGER_OK);
   EXPECT(gpuledger_process_usage("c/weight", 1, &usage) == GPULEDGER_OK && usage.in_use == 1024);
   EXPECT(gpuledger_process_usage(NULL, -1, &usage) == GPULEDGER_OK && usage.count == 1);
+  EXPECT(gpuledger_process_blocks("c/weight", 1, places, sizes, 1, &count) == GPULEDGER_OK && count == 1 && places[0] == block && sizes[0] == 1000);
+  EXPECT(gpuledger_process_blocks("c/weight", 0, NULL, NULL, 0, &count) == GPULEDGER_OK && count == 0);
+  EXPECT(gpuledger_process_blocks("c/weight", -1, NULL, NULL, 1, &count) == GPULEDGER_INVALID_ARGUMENT);
   EXPECT(gpuledger_process_reset_peak() == GPULEDGER_OK);
   EXPECT(gpuledger_transfer(a, block, "c/other", 2) == GPULEDGER_OK);
   EXPECT(gpuledger_residual(a, "c/weight", &bytes, NULL) == GPULEDGER_OK && bytes == 0);

@@ -20,8 +20,7 @@ from gpuledger._tensors import Holders, address_of
 pytestmark = pytest.mark.usefixtures("cpu_ledger")
 
 
-def holders(tensor_or_address):
-    address = tensor_or_address if isinstance(tensor_or_address, int) else address_of(tensor_or_address)
+def holders(address):
     return [path.text for path in Holders([(address, 1)]).paths(address)]
 
 
@@ -90,7 +89,7 @@ PLANTED = {
     "attribute": (named, f"attribute 'inner' of Node {ROOT}"),
     "slot": (slotted, f"attribute 'slot' of Slotted {ROOT}"),
     "class": (lambda t: type("Kept", (), {"shared": t}), "attribute 'shared' of class test_holder_paths.Kept"),
-    "partial": (lambda t: functools.partial(print, t), f"element 0 of tuple held by functools.partial {ROOT}"),
+    "partial": (lambda t: functools.partial(print, t), f"element 0 of tuple attribute 'args' of partial {ROOT}"),
     "bound method": (lambda t: t.sum, f"held by builtins.builtin_function_or_method {ROOT}"),
     "view": (lambda t: t[2:4], f"view float32 [2]: module attribute {ROOT}"),
     "detach": (lambda t: t.detach(), f"module attribute {ROOT}"),
@@ -129,7 +128,7 @@ def test_a_suspended_generator_is_named():
 def test_a_running_function_and_its_caller_are_named():
     def convert(input_dict):
         value = input_dict["w"][0]
-        return holders(value)
+        return holders(address_of(value))
 
     def load():
         sources = {"w": [torch.ones(8)]}
@@ -162,7 +161,7 @@ def test_a_local_of_another_thread_is_named():
 
 def test_a_module_of_torch_names_its_parameters():
     module.kept = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    [path] = holders(module.kept[0].weight)
+    [path] = holders(address_of(module.kept[0].weight))
     assert path == f"Parameter float32 [4, 4]: parameter 'weight' of Linear submodule '0' of Sequential {ROOT}"
     module.kept(torch.ones(1, 4)).sum().backward()
     grad = address_of(module.kept[0].bias.grad)
@@ -253,15 +252,16 @@ def test_a_lazy_proxy_is_not_woken():
 def test_looking_for_holders_keeps_nothing_alive_and_touches_no_shared_bytes():
     source = torch.ones(8)
     sibling = torch._lazy_clone(source)
-    assert len(holders(source)) >= 1
+    assert len(holders(address_of(source))) >= 1
     assert torch._C._is_cow_tensor(sibling)
     gone = weakref.ref(source)
     counted = sys.getrefcount(source)
-    holders(source)
-    assert sys.getrefcount(source) == counted
+    holders(address_of(source))
+    counted_after = sys.getrefcount(source)
+    assert counted_after == counted
     before = gpuledger.usage()
     other = torch.ones(8)
-    holders(other)
+    holders(address_of(other))
     del other
     assert gpuledger.usage() == before
     del source

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.usefixtures("cpu_ledger")
 
 def of(owner, report=None):
     """The leaks of one owner."""
-    report = report or gpuledger.leaks()
+    if report is None:
+        report = gpuledger.leaks()
     assert report.settled and sum(total.bytes for total in report.classes.values()) == report.live_bytes
     return [leak for leak in report.leaks if leak.owner == owner]
 

@@ -49,7 +49,8 @@ def test_the_leaky_load_names_each_weight_and_its_three_holders(tmp_path):
         assert re.fullmatch(r"local 'value' of convert\(\) in leaky_load\.py:\d+", value)
         assert re.fullmatch(rf"element 0 of list under key '{leak['owner']}' of dict local 'input_dict' of load\(\) in leaky_load\.py:\d+", element)
         assert re.fullmatch(r"Parameter float16 \[512, 256\]: local 'parameter' of convert\(\) in leaky_load\.py:\d+", parameter)
-        assert leak["owner"] in done.stderr and value in done.stderr and element in done.stderr
+        # The text has a line for layers that are alike.
+        assert all(re.sub(r"layers\.\d", "layers.{0-2}", line) in done.stderr for line in (leak["owner"], value, element, parameter))
 
 
 def test_the_fixed_load_is_clean(tmp_path):

@@ -119,7 +119,7 @@ TEST_F(RecorderProcessTest, AForkedChildWritesAFileOfItsOwnThatBeginsWithWhatIsL
               for (int i = 0; i < 3; ++i) {
                 const int code = InChild([&] {
                   Buffer in_child = *allocator.Allocate(2_MiB, kStream);
-                  usleep(30'000);
+                  usleep(500'000);  // its snapshot is taken by a thread
                   Buffer second = *allocator.Allocate(8_MiB, kStream);
                   _exit(0);
                 });

@@ -17,8 +17,13 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_trace_start(const char* path, uint
 GPULEDGER_C_EXPORT const char* gpuledger_trace_path(void) GPULEDGER_NOEXCEPT;
 /* Without a recorder a mark does nothing. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_mark(const char* text) GPULEDGER_NOEXCEPT;
-/* Whether stacks are taken: native, Python. */
+/* Whether stacks are taken: native, Python. In a Python process, call it with the GIL held (PyDLL). */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_set_stacks(int native, int python) GPULEDGER_NOEXCEPT;
+/* The call stack of this thread, as an id: native frames, and Python's in a thread of Python's. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_take_site(uint32_t* site) GPULEDGER_NOEXCEPT;
+/* Its frames, innermost first, a line each, cut to `size`; `needed` is its length with the 0. Reads the modules' files: slow.
+ * NOT_FOUND if `site` is no site of this process. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_site_text(uint32_t site, char* buffer, size_t size, size_t* needed) GPULEDGER_NOEXCEPT;
 
 /* In the order of FactKind (trace.h). An int, so that any number may be passed, and be refused. */
 typedef int gpuledger_fact_kind;

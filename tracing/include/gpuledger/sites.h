@@ -2,7 +2,8 @@
 //
 // A site is a native stack, and in a Python process the Python stack on top of it, merged in order: Python frames stand where
 // their interpreter's native frames are. Ids share one number space with SiteHere's (owner.h); those of stacks have the
-// highest bit set. Thread-safe. Never takes the GIL.
+// highest bit set. Thread-safe. The GIL is never taken and need not be held
+// (PyTorch gives it up before it allocates); a thread that is none of Python's has native frames alone.
 #pragma once
 
 #include <cstdint>

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import (
     AsyncGeneratorType,
@@ -17,6 +18,7 @@ from types import (
     MethodType,
     TracebackType,
 )
+from typing import Any
 
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
@@ -26,7 +28,7 @@ class Link:
     """``holder`` refers to ``held``."""
 
     held: object
-    holder: object
+    holder: Any
 
 
 def _is(value: object, *kinds: type) -> bool:
@@ -51,8 +53,8 @@ def _in_dict(container: dict, held: object) -> str:
     return "a key of"
 
 
-def _position(container: object, held: object) -> str:
-    for i, value in enumerate(container):  # type: ignore[call-overload]
+def _position(container: Iterable[object], held: object) -> str:
+    for i, value in enumerate(container):
         if value is held:
             return f"element {i} of"
     return "an element of"
@@ -89,14 +91,30 @@ def _attribute(instance: object, held: object) -> str | None:
     return None
 
 
-def _local(frame: FrameType, held: object) -> str:
+def frame_of(holder: object) -> FrameType | None:
+    """The frame that it is, or that it suspends."""
+    if type(holder) is FrameType:
+        return holder
+    for kind, attribute in ((GeneratorType, "gi_frame"), (CoroutineType, "cr_frame"), (AsyncGeneratorType, "ag_frame")):
+        if type(holder) is kind:
+            return getattr(holder, attribute)
+    return None
+
+
+def locals_that_are(frame: FrameType, held: object) -> list[str]:
+    """The names of the frame's locals that are the object."""
     snapshot = frame.f_locals
-    name = next((name for name, value in snapshot.items() if value is held), None)
+    names = [name for name, value in snapshot.items() if value is held]
     if isinstance(snapshot, dict) and sys.getrefcount(snapshot) <= 3:
         snapshot.clear()  # _paths.locals_of says why
+    return names
+
+
+def _local(frame: FrameType, held: object) -> str:
     code = frame.f_code
     where = f"{code.co_name}() in {os.path.basename(code.co_filename)}:{frame.f_lineno}"
-    return f"local '{name}' of {where}" if name is not None else f"a value of {where}"
+    names = locals_that_are(frame, held)
+    return f"local '{names[0]}' of {where}" if names else f"a value of {where}"
 
 
 def _function(function: FunctionType) -> str:
@@ -125,7 +143,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
         held, holder = links[i].held, links[i].holder
         last = i == len(links) - 1
         if last and root_is_module:
-            name = next((k for k, v in dict.items(holder) if v is held and type(k) is str), None)  # type: ignore[call-overload]
+            name = next((k for k, v in dict.items(holder) if v is held and type(k) is str), None)
             words.add("" if i else "module attribute", f"{root}.{name}" if name else f"a global of {root}")
             return _notebook(words.text)
         following = None if last else links[i + 1].holder
@@ -138,7 +156,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
                 words.add(place[0])
                 i += place[1]
             else:
-                words.add(_in_dict(holder, held), type(holder).__name__)  # type: ignore[arg-type]
+                words.add(_in_dict(holder, held), type(holder).__name__)
         elif _is(holder, list, tuple, deque):
             words.add(_position(holder, held), type(holder).__name__)
         elif _is(holder, set, frozenset):
@@ -150,7 +168,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
                 words.text += "," if i + 1 < len(links) or root else ""
                 i += 1
         elif type(holder) in (GeneratorType, CoroutineType, AsyncGeneratorType):
-            frame = holder.gi_frame if type(holder) is GeneratorType else getattr(holder, "cr_frame", None) or getattr(holder, "ag_frame", None)
+            frame = frame_of(holder)
             words.add(_local(frame, held) if frame is not None else "")
             words.clause(f"a suspended {_generator(holder)}")
             words.text += "," if not last or root else ""
@@ -168,7 +186,7 @@ def phrase_of(links: list[Link], root: str, root_is_module: bool) -> str:
         elif type(holder) is MethodType:
             words.add(f"bound to method {holder.__func__.__name__}()")
         elif _is(holder, type):
-            words.add(f"attribute of class {holder.__module__}.{holder.__qualname__}")  # type: ignore[attr-defined]
+            words.add(f"attribute of class {holder.__module__}.{holder.__qualname__}")
         elif _is(holder, BaseException) and type(held) is not TracebackType and _attribute(holder, held) is None:
             words.add(f"an argument or the context of {type(holder).__name__}")
         elif (name := _attribute(holder, held)) is not None:

@@ -10,7 +10,6 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 OK, INTERNAL, INVALID_ARGUMENT, SHARED, NOT_OURS, OUT_OF_MEMORY = range(6)  # of gpuledger_torch_status
 
@@ -39,19 +38,42 @@ class UnfreeableStorageError(SharedStorageError):
     """A weight's bytes belong to something else (NumPy export, mapped file, blob) and cannot be freed through it."""
 
 
-def _structure(name: str, **fields: Any) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
-
-
 _U64 = ctypes.c_uint64
-Usage = _structure("gpuledger_usage", in_use=_U64, requested=_U64, pending=_U64, peak=_U64, at_device_peak=_U64,
-                   charged_ever=_U64, count=_U64, pending_count=_U64)
-LineageUsage = _structure("gpuledger_lineage", state=ctypes.c_int, source=Usage, staging=Usage, quantized=Usage)
-Payer = _structure("gpuledger_payer", owner=ctypes.c_uint32, scope=ctypes.c_uint32, role=ctypes.c_int)
-Report = _structure("gpuledger_torch_report", tensor_handles=_U64, aliases=_U64, python_references=_U64,
-                    python_storages=_U64, bytes=_U64, charged=_U64, remaining=_U64, freed=ctypes.c_int32,
-                    freeable=ctypes.c_int32)
-Place = _structure("gpuledger_torch_place", address=_U64, bytes=_U64, covered=_U64)
+_USAGE = "in_use requested pending peak at_device_peak charged_ever count pending_count"
+
+
+class Usage(ctypes.Structure):
+    """``gpuledger_usage``."""
+
+    _fields_ = [(name, _U64) for name in _USAGE.split()]
+
+
+class LineageUsage(ctypes.Structure):
+    """``gpuledger_lineage``."""
+
+    _fields_ = [("state", ctypes.c_int), ("source", Usage), ("staging", Usage), ("quantized", Usage)]
+
+
+class Payer(ctypes.Structure):
+    """``gpuledger_payer``."""
+
+    _fields_ = [("owner", ctypes.c_uint32), ("scope", ctypes.c_uint32), ("role", ctypes.c_int)]
+
+
+class Report(ctypes.Structure):
+    """``gpuledger_torch_report``."""
+
+    _fields_ = [
+        *[(name, _U64) for name in "tensor_handles aliases python_references python_storages bytes charged remaining".split()],
+        ("freed", ctypes.c_int32),
+        ("freeable", ctypes.c_int32),
+    ]
+
+
+class Place(ctypes.Structure):
+    """``gpuledger_torch_place``."""
+
+    _fields_ = [("address", _U64), ("bytes", _U64), ("covered", _U64)]
 
 
 def _find(name: str, variable: str) -> Path:
@@ -90,6 +112,8 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "trace_start": [text, _U64],
         "mark": [text],
         "set_stacks": [number, number],
+        "take_site": [pointer(ctypes.c_uint32)],
+        "site_text": [ctypes.c_uint32, ctypes.c_char_p, ctypes.c_size_t, pointer(ctypes.c_size_t)],
         "fact": [_U64, number, _U64, text],
         "settle_begin": [pointer(ctypes.c_void_p)],
         "settle_complete": [ctypes.c_void_p],

@@ -15,15 +15,14 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from types import FrameType, GeneratorType, ModuleType, CoroutineType, AsyncGeneratorType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 
-from gpuledger._hops import Link, phrase_of
+from gpuledger._hops import Link, frame_of, locals_that_are, phrase_of
 
 _DEPTH = 16  # links from an object to the name at the end
 _NODES = 50_000
 _FEW = 24  # up to so many objects the collector's own search is faster than a pass of ours
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_GENERATORS = (GeneratorType, CoroutineType, AsyncGeneratorType)
 
 
 @dataclass(frozen=True)
@@ -59,9 +58,10 @@ class _Running:
     def __init__(self) -> None:
         self.frames: set[int] = set()
         self.locals: defaultdict[int, list[str]] = defaultdict(list)  # by the id of the value, the outermost frame first
-        for innermost in sys._current_frames().values():
-            stack: list[FrameType] = []
-            frame: FrameType | None = innermost
+        stack: list[FrameType] = []
+        frame: FrameType | None = None
+        for frame in sys._current_frames().values():
+            stack.clear()
             while frame is not None:
                 stack.append(frame)
                 frame = frame.f_back
@@ -71,6 +71,9 @@ class _Running:
                     continue
                 for identity, name in locals_of(frame):
                     self.locals[identity].append(f"local '{name}' of {place_of(frame)}")
+        # This very frame is among them: a frame whose locals lead to itself outlives its call, and with it all it sees.
+        stack.clear()
+        del frame
 
 
 def _module_dicts() -> dict[int, str]:
@@ -86,41 +89,43 @@ class Search:
 
     def __init__(self, choose: Callable[[list[object]], list[object]]) -> None:
         """``choose`` picks the objects to search for out of all that the collector tracks."""
-        self._everything = gc.get_objects()
-        self._known = set(map(id, self._everything))
-        self._running = _Running()
+        self._running = _Running()  # first: what holds a frame's snapshot of its locals keeps it from being emptied
         self._modules = _module_dicts()
+        # It holds this object too, so it is not kept: that would be a cycle.
+        everything = gc.get_objects()
         self._nodes: dict[int, object] = {}
         self._referrers: defaultdict[int, list[int]] = defaultdict(list)
         self._complete = False
         self._towards: dict[int, int | None] = {}  # the next link on the shortest way to a name; None: it has one itself
-        self._look(choose(self._everything))
+        self._look(choose(everything), everything)
         self._find_names()
 
     def _is_root(self, node: object) -> bool:
         return id(node) in self._modules or id(node) in self._running.locals or issubclass(type(node), type)
 
-    def _holders_among(self, frontier: dict[int, object]) -> Iterable[object]:
+    @staticmethod
+    def _holders_among(frontier: dict[int, object], everything: list[object], known: set[int]) -> Iterable[object]:
         if len(frontier) <= _FEW:
-            return [r for r in gc.get_referrers(*frontier.values()) if id(r) in self._known]
+            return [r for r in gc.get_referrers(*frontier.values()) if id(r) in known]
         missing = frontier.keys().isdisjoint
-        return [r for r in self._everything if not missing(map(id, gc.get_referents(r)))]
+        return [r for r in everything if not missing(map(id, gc.get_referents(r)))]
 
     def _is_passed_over(self, referrer: object) -> bool:
-        kind = type(referrer)
-        if kind is FrameType:
+        if type(referrer) is FrameType:
             return id(referrer) in self._running.frames or referrer.f_code.co_filename.startswith(_OWN)
-        return kind in _GENERATORS and _frame_of(referrer) is not None and id(_frame_of(referrer)) in self._running.frames
+        frame = frame_of(referrer)
+        return frame is not None and id(frame) in self._running.frames
 
-    def _look(self, targets: list[object]) -> None:
+    def _look(self, targets: list[object], everything: list[object]) -> None:
+        known = set(map(id, everything))
         frontier = {id(target): target for target in targets}
         self._nodes.update(frontier)
         for _ in range(_DEPTH):
             if not frontier or len(self._nodes) > _NODES:
                 break
             beyond: dict[int, object] = {}
-            for referrer in self._holders_among(frontier):
-                if referrer is self._everything or self._is_passed_over(referrer):
+            for referrer in self._holders_among(frontier, everything, known):
+                if self._is_passed_over(referrer):
                     continue
                 for referent in set(map(id, gc.get_referents(referrer))) & frontier.keys():
                     self._referrers[referent].append(id(referrer))
@@ -148,16 +153,28 @@ class Search:
             reached = following
 
     def _is_cyclic(self, start: int) -> bool:
-        seen: set[int] = set()
-        ahead = list(self._referrers[start])
+        """Whether a cycle is among what refers to it: what is left once all that nothing refers to is taken away."""
+        above: set[int] = set()
+        ahead = [start]
         while ahead:
-            node = ahead.pop()
-            if node == start:
-                return True
-            if node not in seen:
-                seen.add(node)
-                ahead += self._referrers[node]
-        return False
+            for referrer in self._referrers[ahead.pop()]:
+                if referrer not in above:
+                    above.add(referrer)
+                    ahead.append(referrer)
+        left = {node: sum(r in above for r in set(self._referrers[node])) for node in above}
+        referents: defaultdict[int, list[int]] = defaultdict(list)
+        for node in above:
+            for referrer in set(self._referrers[node]):
+                referents[referrer].append(node)
+        free = [node for node, count in left.items() if count == 0]
+        while free:
+            node = free.pop()
+            del left[node]
+            for referent in referents[node]:
+                left[referent] -= 1
+                if left[referent] == 0:
+                    free.append(referent)
+        return bool(left)
 
     def _chain(self, target: int, first: int) -> tuple[list[object], str]:
         """From the object over its referrer to what has a name, and that name ("": none was found)."""
@@ -187,14 +204,11 @@ class Search:
             if not root and not issubclass(type(chain[-1]), type):
                 if self._complete and self._is_cyclic(id(target)):
                     text += ", a cycle that nothing else refers to"
-            found.append(Path(text, any(type(node) is TracebackType for node in chain)))
+            through = any(type(node) is TracebackType for node in chain)
+            found.append(Path(text, through))
+            frame = frame_of(chain[1])
+            names = locals_that_are(frame, target) if frame is not None else []
+            found += [Path(text.replace(f"'{names[0]}'", f"'{name}'", 1), through) for name in names[1:]]
         unique = list(dict.fromkeys(found))
         return unique[:limit] + ([Path(f"{len(unique) - limit} more")] if len(unique) > limit else [])
 
-
-def _frame_of(generator: object) -> FrameType | None:
-    for attribute in ("gi_frame", "cr_frame", "ag_frame"):
-        frame = getattr(generator, attribute, None)
-        if frame is not None:
-            return frame
-    return None

@@ -19,6 +19,7 @@ from gpuledger._paths import Path, Search
 
 HOLDER, TRACEBACK, ALIASES, LARGEST_VIEW, _UNREACHABLE, TENSOR = range(6)  # gpuledger_fact_kind
 _LIMIT = 8
+_GRADIENT = "gradient of "
 
 
 @dataclass
@@ -77,6 +78,13 @@ def _seen_of(tensor: torch.Tensor, place: Place) -> _Seen:
     return _Seen(tensor, what, prefix, place.covered, is_view)
 
 
+def _has(holder: _Seen, tensor: object) -> bool:
+    """Whether it is what keeps that tensor, in C++: its view, or the parameter whose gradient it is."""
+    if holder.prefix.startswith(_GRADIENT):
+        return holder.object.grad is tensor  # type: ignore[attr-defined]
+    return holder.is_view and holder.object._base is tensor  # type: ignore[attr-defined]
+
+
 class Holders:
     """The holders of the storages on some blocks. Drop it after use: it keeps them alive."""
 
@@ -113,10 +121,9 @@ class Holders:
                         self.found[start].seen.append(_Seen(candidate, "", "storage object: ", place.bytes, False))
                         chosen[id(candidate)] = candidate
         for start, parameter, place in grads:
-            if not any(type(s.object) in tensors for s in self.found[start].seen):
-                prefix = f"gradient of {type(parameter).__name__} {describe(parameter)}: "
-                self.found[start].seen.append(_Seen(parameter, describe(parameter), prefix, place.covered, False))
-                chosen[id(parameter)] = parameter
+            prefix = f"{_GRADIENT}{type(parameter).__name__} {describe(parameter)}: "
+            self.found[start].seen.append(_Seen(parameter, describe(parameter), prefix, place.covered, False))
+            chosen[id(parameter)] = parameter
         return list(chosen.values())
 
     def paths(self, start: int) -> list[Path]:
@@ -124,6 +131,8 @@ class Holders:
         found: list[Path] = []
         for seen in sorted(self.found[start].seen, key=lambda s: (s.prefix != "", s.is_view)):
             ways = self._search.paths(seen.object, _LIMIT)
+            if not ways and any(_has(other, seen.object) for other in self.found[start].seen):
+                continue
             if not ways:
                 # A tensor of Python that nothing of Python's refers to: an array made of it, or C++.
                 found.append(Path(f"{seen.prefix}a reference that Python does not show (a NumPy array, C++)"))
@@ -137,7 +146,7 @@ class Holders:
         seen = self.found[start].seen
         if not seen:
             return "held by C++ alone: no object of Python refers to it"
-        tensors = [s.object for s in seen if isinstance(s.object, torch.Tensor) and not s.prefix.startswith("gradient")]
+        tensors = [s.object for s in seen if isinstance(s.object, torch.Tensor) and not s.prefix.startswith(_GRADIENT)]
         if not tensors:
             return ""
         report = Report()
@@ -145,9 +154,10 @@ class Holders:
         bases = [id(t._base) for t in tensors if t._is_view()]
         for tensor in tensors:
             if torch_library().gpuledger_torch_inspect(tensor._cdata, 0, ctypes.byref(report)) == 0:
-                handles += max(0, report.tensor_handles - bases.count(id(tensor)))
+                known = bases.count(id(tensor)) + sum(_has(s, tensor) for s in seen if not s.is_view)
+                handles += max(0, report.tensor_handles - known)
                 aliases = max(aliases, report.aliases)
-        storages = len(seen) - len(tensors)
+        storages = sum(1 for s in seen if not s.what)
         aliases = max(0, aliases - (len(tensors) - 1) - storages)
         parts = []
         if handles:
@@ -163,7 +173,10 @@ class Holders:
 
     def largest_view(self, start: int) -> int | None:
         """How many bytes the largest view sees, if Python sees one."""
-        return max((s.covered for s in self.found[start].seen), default=None)
+        seen = self.found[start].seen
+        # The base of a view that nobody else has sees it whole, but nobody sees that.
+        shown = [s for s in seen if not any(_has(other, s.object) for other in seen) or self._search.paths(s.object)]
+        return max((s.covered for s in shown), default=None)
 
 
 def note_facts(places: list[tuple[int, int]], with_holders: Iterable[int] | None = None, decisive: bool = True) -> None:
