@@ -43,7 +43,6 @@ Recorder::Impl::Impl(RecorderOptions its_options, std::unique_ptr<trace::Recorde
 Recorder::Impl::~Impl() {
   Unregister();
   for (const auto& ring : rings) file->UnmapRing(ring->base);
-  for (auto& leaf : *by_thread) delete leaf.load();
   munmap(by_thread, sizeof *by_thread);
 }
 

@@ -93,6 +93,7 @@ struct Recorder::Impl {
   using Leaf = std::array<std::atomic<trace::Ring*>, kLeaf>;
   using Leaves = std::array<std::atomic<Leaf*>, kLeaves>;
   Leaves* const by_thread;  // zeros in a forked child
+  std::vector<std::unique_ptr<Leaf>> leaves;  // under `mutex`; those that it points to
   std::mutex mutex;
   std::vector<std::unique_ptr<trace::Ring>> rings;   // under `mutex`
   std::atomic<uint64_t> next_segment{1};

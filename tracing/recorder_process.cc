@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
+#include <vector>
 #include <system_error>
 
 #include <fmt/format.h>
@@ -52,15 +53,26 @@ void Say(const absl::Status& status) {
   std::fputs(fmt::format("gpuledger: {}; nothing is recorded\n", std::string(status.message())).c_str(), stderr);
 }
 
+// Recorders that have ended, or that a fork left behind: threads may be inside, so they are not destroyed, and known here.
+void Keep(const Recorder* recorder) {
+  static auto& kept = *new std::vector<const Recorder*>;
+  kept.push_back(recorder);
+}
+
 void AtExit() {
-  // Threads may be inside it: it ends, and is not destroyed.
-  if (Recorder* const recorder = of_process.exchange(nullptr)) recorder->End();
+  if (Recorder* const recorder = of_process.exchange(nullptr)) {
+    recorder->End();
+    Keep(recorder);
+  }
 }
 
 // In the child there is one thread, and the parent's file is not mapped: all that is left of its recorder is abandoned.
 void AfterForkInChild() {
   new (&StartMutex()) std::mutex;
-  if (of_process.exchange(nullptr) != nullptr) Sink().forked.store(true);
+  if (const Recorder* const parents = of_process.exchange(nullptr)) {
+    Keep(parents);
+    Sink().forked.store(true);
+  }
 }
 
 // Its file is made, and entries come in.

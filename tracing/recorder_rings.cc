@@ -25,10 +25,18 @@ constexpr uint64_t kAskDiskEveryNs = 10'000'000;
 struct Recorders {
   std::mutex mutex;
   std::vector<std::pair<uint64_t, Recorder::Impl*>> live;
+  const Recorders* parents = nullptr;  // of the process that forked this one: abandoned, and no leak
 };
-Recorders& All() {
-  static auto& all = *new Recorders;  // never destroyed: threads end after main()
-  return all;
+std::atomic<Recorders*>& Pointer() {
+  static std::atomic<Recorders*> pointer{new Recorders};  // never destroyed: threads end after main()
+  return pointer;
+}
+Recorders& All() { return *Pointer().load(std::memory_order_acquire); }
+// What the parent was doing with its list, nobody knows.
+void BeginAgainInChild() {
+  auto* const fresh = new Recorders;
+  fresh->parents = &All();
+  Pointer().store(fresh, std::memory_order_release);
 }
 
 // Gives a thread's rings back as it ends.
@@ -134,7 +142,7 @@ void Recorder::Impl::MakeRoom(Ring& ring, size_t bytes) {
 
 void Recorder::Impl::Register() {
   // A child knows none of its parent's recorders, and their lock may have been held by a thread that it does not have.
-  static const int handler = pthread_atfork(nullptr, nullptr, [] { new (&All()) Recorders; });
+  static const int handler = pthread_atfork(nullptr, nullptr, BeginAgainInChild);
   static_cast<void>(handler);
   const std::lock_guard lock(All().mutex);
   All().live.emplace_back(number, this);
@@ -156,7 +164,10 @@ Ring* Recorder::Impl::MakeRing(ThreadId thread) {
   }
   const std::lock_guard lock(mutex);
   Leaf* leaf = (*by_thread)[id / kLeaf].load(std::memory_order_acquire);
-  if (leaf == nullptr) (*by_thread)[id / kLeaf].store(leaf = new Leaf{}, std::memory_order_release);
+  if (leaf == nullptr) {
+    leaf = leaves.emplace_back(std::make_unique<Leaf>()).get();
+    (*by_thread)[id / kLeaf].store(leaf, std::memory_order_release);
+  }
   Ring* ring = nullptr;
   for (const auto& one : rings) {
     bool free = false;
