@@ -213,6 +213,8 @@ TEST_F(SitesTest, TakesAStackWhileAThreadEnds) {
   EXPECT_FALSE(frames.empty());
 }
 
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Not under those of GCC 12: a fork while another thread is in their heap leaves that locked for the child.
 TEST_F(SitesTest, ForkedChildrenGoOnWhileThreadsMeetNewStacks) {
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
@@ -235,6 +237,7 @@ TEST_F(SitesTest, ForkedChildrenGoOnWhileThreadsMeetNewStacks) {
   stop = true;
   for (std::thread& thread : threads) thread.join();
 }
+#endif
 
 TEST_F(SitesTest, EightThreadsThatMeetTheSameStacksGetTheSameIds) {
   std::vector<std::thread> threads;
