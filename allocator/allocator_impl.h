@@ -126,6 +126,10 @@ struct CachingAllocator::Impl {
   uint64_t CompletePending() GPULEDGER_EXCLUDES(pending.mutex());
   absl::Status WaitForPending() GPULEDGER_EXCLUDES(growth);
 
+  // ---- at an address (allocate_at.cc) ----
+
+  Block* TakeAt(const Place& place, DevicePtr address, Bytes charged) GPULEDGER_REQUIRES(growth);
+
   // ---- giving back (release.cc) ----
 
   Bytes Release(Bytes target, uint64_t freed_before) GPULEDGER_REQUIRES(growth);

@@ -82,6 +82,8 @@ struct BlockInfo {
 struct SegmentInfo {
   Range range;
   Stream stream;
+  PoolId pool;
+  bool small;  // for requests up to 256 KiB alone; false where ranges come with their memory
   std::vector<BlockInfo> blocks;
 };
 
@@ -127,8 +129,13 @@ class GPULEDGER_EXPORT CachingAllocator {
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
   [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
+  // The same at this very address, for a pool whose blocks lie where a captured graph expects them. kFailedPrecondition if
+  // what is there is not all cached memory of that stream and pool, kInvalidArgument for no bytes. Never grows, waits for nothing.
+  absl::Status AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
+  // Whether a block in use starts there: whose it is, where several allocators may be meant. Takes no lock.
+  [[nodiscard]] bool Owns(DevicePtr block) const noexcept;
 
   // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done. Waits for
   // nothing. kNotFound if no block in use starts there, kInvalidArgument for a stream of another device.
