@@ -1,4 +1,6 @@
 // A block at an address that is given: for graphs, which were captured with it.
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "allocator_impl.h"
@@ -21,12 +23,14 @@ Block* CachingAllocator::Impl::TakeAt(const Place& place, DevicePtr address, Byt
   return nullptr;
 }
 
-absl::Status CachingAllocator::AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site, PoolId pool) noexcept {
+absl::Status CachingAllocator::AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site, PoolId pool,
+                                          Bytes room) noexcept {
   Impl& a = *impl_;
-  if (size.is_zero() || size > Impl::kLargestRequest || stream.device() != a.device || address.device() != a.device) {
-    return a.BadRequest(size, stream);
+  const Bytes held = std::max(size, room);
+  if (size.is_zero() || held > Impl::kLargestRequest || stream.device() != a.device || address.device() != a.device) {
+    return a.BadRequest(held, stream);
   }
-  const SizeClass size_class = SizeClass::For(size);
+  const SizeClass size_class = SizeClass::For(held);
   ChargeRequest request{CurrentPayer(), size, size_class.charged(), stream.Canonical(), address, site};
   Ledger::Shard& shard = a.ledger.MyShard();
   Impl::Place place = a.FindPlace(shard, request.stream, pool);

@@ -1,6 +1,8 @@
 // The hot path of CachingAllocator: hand out, take back. What happens on a miss is in ladder.cc.
 #include "gpuledger/allocator.h"
 
+#include <algorithm>
+
 #include "allocator_impl.h"
 #include "fork_guard.h"
 
@@ -27,11 +29,12 @@ CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_option
 
 // ---- hand out ----------------------------------------------------------------------------------------------------------
 
-absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site, PoolId pool) noexcept {
+absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site, PoolId pool, Bytes room) noexcept {
   Impl& a = *impl_;
   if (size.is_zero()) return DevicePtr::Null(stream.device());
-  if (size > Impl::kLargestRequest || stream.device() != a.device) [[unlikely]] return a.BadRequest(size, stream);
-  const SizeClass size_class = SizeClass::For(size);
+  const Bytes held = std::max(size, room);
+  if (held > Impl::kLargestRequest || stream.device() != a.device) [[unlikely]] return a.BadRequest(held, stream);
+  const SizeClass size_class = SizeClass::For(held);
   ChargeRequest request{CurrentPayer(), size, size_class.charged(), stream.Canonical(), DevicePtr::Null(a.device), site};
   Ledger::Shard& shard = a.ledger.MyShard();
   Impl::Place place = a.FindPlace(shard, request.stream, pool);

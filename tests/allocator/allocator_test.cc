@@ -78,6 +78,17 @@ TYPED_TEST(AllocatorContract, PutsBlocksWhereTheyWere) {
   EXPECT_EQ(a.totals().in_use, 0_B);
 }
 
+TYPED_TEST(AllocatorContract, ChargesRoomThatIsAskedForAsRounding) {
+  const DevicePtr block = *this->allocator.AllocateRaw(1000_B, S(0), kNoSite, kSharedPool, 2_MiB);
+  const Usage usage = this->allocator.ledger().usage();
+  EXPECT_EQ(usage.in_use, 2_MiB);
+  EXPECT_EQ(usage.requested, 1000_B);
+  this->allocator.Free(block);
+  const DevicePtr other = *this->allocator.AllocateRaw(1000_B, S(0), kNoSite, kSharedPool, 1_B);
+  EXPECT_EQ(this->allocator.totals().in_use, 1_KiB);
+  this->allocator.Free(other);
+}
+
 TYPED_TEST(AllocatorContract, TellsWhosePoolASegmentIs) {
   CachingAllocator& a = this->allocator;
   const PoolId pool = a.CreatePool();

@@ -127,11 +127,14 @@ class GPULEDGER_EXPORT CachingAllocator {
   // Synchronises the device: only on the rungs below growth (pending work is waited for), where the upstream cannot alias,
   // and with AllocatorOptions::release_after.
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
-  // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
-  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
+  // The same without a Buffer, for callers that keep only an address. Null for zero bytes. The block is made as large as
+  // for a request of `room`, if that is more; the owner pays for that as rounding.
+  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool,
+                                                      Bytes room = Bytes()) noexcept;
   // The same at this very address, for a pool whose blocks lie where a captured graph expects them. kFailedPrecondition if
   // what is there is not all cached memory of that stream and pool, kInvalidArgument for no bytes. Never grows, waits for nothing.
-  absl::Status AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
+  absl::Status AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool,
+                          Bytes room = Bytes()) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
   // Whether a block in use starts there: whose it is, where several allocators may be meant. Takes no lock.

@@ -1,0 +1,109 @@
+#include "device.h"
+
+#include <c10/core/Allocator.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/util/Registry.h>
+
+namespace gpuledger::pytorch {
+namespace {
+
+// As much as the device can: handles that other processes and network adapters may use cost nothing.
+absl::StatusOr<std::unique_ptr<CudaUpstream>> OpenUpstream(DeviceId device) {
+  absl::StatusOr<std::unique_ptr<CudaUpstream>> opened = absl::UnimplementedError("");
+  for (const CudaOptions& options : {CudaOptions{.exportable = true, .gpu_direct_rdma = true}, CudaOptions{.exportable = true}, CudaOptions{}}) {
+    opened = CudaUpstream::Open(device, options);
+    if (!absl::IsUnimplemented(opened.status())) break;
+  }
+  return opened;
+}
+
+// PyTorch's own callbacks, such as the one that takes back what was shared with processes that have let go.
+bool CallFreeMemoryCallbacks() {
+  bool any = false;
+  for (const std::string& name : c10::FreeCudaMemoryCallbacksRegistry()->Keys()) {
+    any = c10::FreeCudaMemoryCallbacksRegistry()->Create(name)->Execute() || any;
+  }
+  return any;
+}
+
+}  // namespace
+
+thread_local Call* Call::current_ = nullptr;
+
+absl::StatusOr<std::unique_ptr<Device>> Device::Open(c10::DeviceIndex index) {
+  absl::StatusOr<AllocatorOptions> options = AllocatorOptions::FromEnvironment();
+  if (!options.ok()) return options.status();
+  absl::StatusOr<std::unique_ptr<CudaUpstream>> upstream = OpenUpstream(DeviceId(index));
+  if (!upstream.ok()) return upstream.status();
+  return std::unique_ptr<Device>(new Device(index, *std::move(upstream), *options));
+}
+
+Device::Device(c10::DeviceIndex index, std::unique_ptr<CudaUpstream> upstream, AllocatorOptions options)
+    : index_(index),
+      upstream_(std::move(upstream)),
+      base_cap_(options.cap),
+      expandable_(upstream_->capabilities().mapping),
+      history_(index),
+      core_(*upstream_, options, this),
+      pools_(core_, *this) {
+  // Reached when what is cached does not suffice, which is when PyTorch's own would flush its cache and try again.
+  core_.OnOutOfMemory([this](Bytes) {
+    WithLock([](Statistics& statistics, History&) { statistics.CountRetry(); });
+    return CallFreeMemoryCallbacks();
+  });
+}
+
+void Device::Write(const Record& record) noexcept {
+  if (RecordSink* const recorder = DefaultRecordSink()) recorder->Write(record);
+  int64_t allocated = 0, reserved = 0;
+  {
+    const std::lock_guard lock(lock_);
+    statistics_.Note(record);
+    if (history_.active()) {
+      static const Context none;
+      const Call* const call = Call::Current();
+      try {
+        history_.Note(record, call == nullptr ? none : call->context(), call == nullptr ? MempoolId_t{0, 0} : call->pool(), expandable_);
+      } catch (...) {
+        Call::Keep(std::current_exception());
+      }
+    }
+    if (statistics_.lacks_ranges()) lacks_ranges_.store(true, std::memory_order_relaxed);
+    allocated = statistics_.allocated();
+    reserved = statistics_.reserved();
+  }
+  if (record.kind == RecordKind::kAllocate || record.kind == RecordKind::kFreeRequested) {
+    const auto charged = static_cast<int64_t>(record.charged.count());
+    c10::reportMemoryUsageToProfiler(reinterpret_cast<void*>(record.address), record.kind == RecordKind::kAllocate ? charged : -charged,
+                                     static_cast<size_t>(allocated), static_cast<size_t>(reserved), c10::Device(c10::DeviceType::CUDA, index_));
+  }
+}
+
+void Device::Learn() {
+  const std::vector<SegmentInfo> segments = Segments();
+  const std::lock_guard lock(lock_);
+  statistics_.Learn(segments);
+  lacks_ranges_.store(false, std::memory_order_relaxed);
+}
+
+std::vector<SegmentInfo> Device::Segments() const {
+  std::vector<SegmentInfo> all;
+  for (const CachingAllocator* allocator : pools_.Allocators()) {
+    std::vector<SegmentInfo> some = allocator->segments();
+    all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
+  }
+  return all;
+}
+
+std::optional<Bytes> Device::allowed() const {
+  const double fraction = fraction_;
+  if (fraction >= 1) return {};
+  return Bytes(static_cast<uint64_t>(fraction * static_cast<double>(upstream_->memory_info().total.count())));
+}
+
+void Device::SetMemoryFraction(double fraction) {
+  fraction_ = fraction;
+  core_.set_cap(std::min(base_cap_, allowed().value_or(Bytes::Max())));
+}
+
+}  // namespace gpuledger::pytorch

@@ -1,0 +1,132 @@
+#include "devices.h"
+
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/GPUTrace.h>
+#include <c10/util/Exception.h>
+
+#include "out_of_memory.h"
+#include "requests.h"
+
+namespace gpuledger::pytorch {
+
+Devices& Devices::Get() {
+  static auto& devices = *new Devices;
+  return devices;
+}
+
+void Devices::Init(int count) {
+  TORCH_CHECK(count <= static_cast<int>(kMost), "gpuledger: there are ", count, " devices; it is made for up to ", kMost);
+  int known = count_.load();
+  while (known < count && !count_.compare_exchange_weak(known, count)) {
+  }
+}
+
+Device* Devices::IfOpen(c10::DeviceIndex index) const {
+  const int count = count_.load(std::memory_order_acquire);
+  TORCH_CHECK(index >= 0 && index < count, "Invalid device argument ", static_cast<int>(index), ": there are ", count,
+              " CUDA devices", count == 0 ? " (CUDA is not initialised: torch.cuda.init() does that)" : "");
+  return open_[static_cast<size_t>(index)].load(std::memory_order_acquire);
+}
+
+Device& Devices::Open(c10::DeviceIndex index) {
+  if (Device* const device = IfOpen(index)) return *device;
+  const std::lock_guard lock(mutex_);
+  std::atomic<Device*>& place = open_[static_cast<size_t>(index)];
+  if (Device* const device = place.load(std::memory_order_acquire)) return *device;
+  absl::StatusOr<std::unique_ptr<Device>> opened = Device::Open(index);
+  TORCH_CHECK(opened.ok(), "gpuledger: ", std::string(opened.status().message()));
+  (*opened)->WithLock([&](Statistics& statistics, History& history) {
+    statistics.set_max_split_size(MaxSplitSize());
+    for (const auto& apply : for_later_) apply(history);
+  });
+  if (const double fraction = ConfiguredMemoryFraction(); fraction < 1) (*opened)->SetMemoryFraction(fraction);
+  place.store(opened->get(), std::memory_order_release);
+  return *opened->release();
+}
+
+std::vector<Device*> Devices::AllOpen() const {
+  std::vector<Device*> all;
+  const int count = count_.load(std::memory_order_acquire);
+  for (int i = 0; i < count; ++i) {
+    if (Device* const device = open_[static_cast<size_t>(i)].load(std::memory_order_acquire)) all.push_back(device);
+  }
+  return all;
+}
+
+Device* Devices::OwnerOf(void* block) const {
+  const int count = count_.load(std::memory_order_acquire);
+  for (int i = 0; i < count; ++i) {
+    Device* const device = open_[static_cast<size_t>(i)].load(std::memory_order_acquire);
+    if (device != nullptr && device->pools().OwnerOf(DevicePtr(device->id(), reinterpret_cast<uint64_t>(block))) != nullptr) return device;
+  }
+  return nullptr;
+}
+
+void* Devices::Allocate(c10::DeviceIndex index, size_t size, cudaStream_t stream) {
+  Device& device = At(index);
+  const PrivatePools::Choice pool = device.pools().Choose(stream);
+  const Call call(device.Gather(RecordContext::STATE), pool.id);
+  const SiteId site = CurrentSite();
+  const Stream on(device.id(), stream);
+  const Bytes room = RoomFor(size, pool.whole);
+  absl::StatusOr<DevicePtr> block = pool.allocator->AllocateRaw(Bytes(size), on, site, pool.pool, room);
+  if (absl::IsResourceExhausted(block.status())) [[unlikely]] {
+    for (const PrivatePools::Choice& reserve : device.pools().Reserves()) {
+      block = reserve.allocator->AllocateRaw(Bytes(size), on, site, reserve.pool, room);
+      if (block.ok()) break;
+    }
+  }
+  device.LearnRanges();
+  if (!block.ok()) [[unlikely]] ThrowRefusal(device, size, stream, call, block.status());
+  void* const memory = reinterpret_cast<void*>(block->address());
+  if (call.thrown() != nullptr) [[unlikely]] {
+    pool.allocator->Free(*block);
+    std::rethrow_exception(call.thrown());
+  }
+  if (const c10::impl::PyInterpreter* const trace = c10::impl::GPUTrace::get_trace(); trace != nullptr) [[unlikely]] {
+    (*trace)->trace_gpu_memory_allocation(c10::kCUDA, block->address());
+  }
+  return memory;
+}
+
+void Devices::Delete(void* memory) {
+  if (memory == nullptr) return;
+  const int count = count_.load(std::memory_order_acquire);
+  for (int i = 0; i < count; ++i) {
+    Device* const device = open_[static_cast<size_t>(i)].load(std::memory_order_acquire);
+    if (device == nullptr) continue;
+    const DevicePtr block(device->id(), reinterpret_cast<uint64_t>(memory));
+    CachingAllocator* const owner = device->pools().OwnerOf(block);
+    if (owner == nullptr) continue;
+    if (const c10::impl::PyInterpreter* const trace = c10::impl::GPUTrace::get_trace(); trace != nullptr) [[unlikely]] {
+      (*trace)->trace_gpu_memory_deallocation(c10::kCUDA, block.address());
+    }
+    const Call call(device->Gather(RecordContext::ALL), {0, 0});
+    owner->Free(block);
+    if (call.thrown() != nullptr) [[unlikely]] {
+      TORCH_WARN("gpuledger: a trace tracker threw while a block was freed; the block is free");
+    }
+    return;
+  }
+  TORCH_CHECK(false, "gpuledger: invalid device pointer ", memory, ": no block in use begins there; it was freed already, or another allocator gave it out");
+}
+
+void Devices::ForEachHistory(std::function<void(History&)> apply) {
+  const std::lock_guard lock(mutex_);
+  for (Device* const device : AllOpen()) {
+    device->WithLock([&](Statistics&, History& history) { apply(history); });
+  }
+  for_later_.push_back(std::move(apply));
+}
+
+void Devices::Attach(OutOfMemoryObserver observer) {
+  const std::lock_guard lock(mutex_);
+  observers_.push_back(std::move(observer));
+}
+
+std::vector<Devices::OutOfMemoryObserver> Devices::observers() const {
+  const std::lock_guard lock(mutex_);
+  return observers_;
+}
+
+}  // namespace gpuledger::pytorch

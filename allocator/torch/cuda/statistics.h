@@ -1,0 +1,57 @@
+// allocator/torch/cuda/statistics.h - PyTorch's figures of one device (torch.cuda.memory_stats), out of the ledger's records.
+//
+// Current values, peaks and totals of all figures are exact in the order of the records. As PyTorch has it, requests up to
+// 1 MiB count as of the small pool, whatever pool serves them; `reserved` and `segment` count by the pool that has the memory.
+// Nothing is ever split off for good here (free handles move), so `inactive_split` is 0, as under expandable segments.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include <c10/core/CachingDeviceAllocator.h>
+
+#include "gpuledger/allocator.h"
+#include "gpuledger/record.h"
+
+namespace gpuledger::pytorch {
+
+// Guarded by whoever has it (Device).
+class Statistics {
+ public:
+  void Note(const Record& record);
+  // A range that memory was mapped into is not known yet: its pool is learned from the allocator's segments.
+  [[nodiscard]] bool lacks_ranges() const { return !unplaced_.empty(); }
+  void Learn(const std::vector<SegmentInfo>& segments);
+
+  [[nodiscard]] const c10::CachingDeviceAllocator::DeviceStats& figures() const { return figures_; }
+  [[nodiscard]] int64_t allocated() const { return figures_.allocated_bytes[0].current; }
+  [[nodiscard]] int64_t reserved() const { return figures_.reserved_bytes[0].current; }
+  void ResetAccumulated();
+  void ResetPeak();
+  void CountRetry() { figures_.num_alloc_retries += 1; }
+  void CountOutOfMemory() { figures_.num_ooms += 1; }
+  void CountSynchronisation() { figures_.num_sync_all_streams += 1; }
+  void set_max_split_size(int64_t size) { figures_.max_split_size = size; }
+
+ private:
+  // Memory that came or went at an address.
+  struct Piece {
+    uint64_t address;
+    uint64_t size;
+    bool mapped;
+  };
+  // A range that holds memory.
+  struct MappedRange {
+    uint64_t begin, end;
+    bool small;
+    uint64_t mapped;
+  };
+  void Place(MappedRange& range, const Piece& piece);
+  MappedRange* RangeOf(uint64_t address);
+
+  c10::CachingDeviceAllocator::DeviceStats figures_;
+  std::vector<MappedRange> ranges_;
+  std::vector<Piece> unplaced_;
+};
+
+}  // namespace gpuledger::pytorch
