@@ -175,7 +175,7 @@ void Allocator211::recordHistory(bool enabled, CreateContextFn gather, size_t mo
                                  const std::vector<std::string>& skip_actions) {
   // A device is opened with the history that was asked for before: so that is tried on one that is nobody's.
   History(0).Configure(enabled, gather, most_entries, when, clear, skip_actions);
-  All().ForEachHistory([=](History& history) { history.Configure(enabled, gather, most_entries, when, clear, skip_actions); });
+  All().ConfigureHistory([=](History& history) { history.Configure(enabled, gather, most_entries, when, clear, skip_actions); });
   ConfigureAnnotations(enabled, most_entries, clear);
 }
 
@@ -190,9 +190,7 @@ std::string Allocator211::getUserMetadata() { return ThreadLabels::OfThisThread(
 
 void Allocator211::attachOutOfMemoryObserver(c10::cuda::CUDACachingAllocator::OutOfMemoryObserver observer) { All().Attach(std::move(observer)); }
 
-void Allocator211::attachAllocatorTraceTracker(AllocatorTraceTracker tracker) {
-  All().ForEachHistory([tracker = std::move(tracker)](History& history) { history.Attach(tracker); });
-}
+void Allocator211::attachAllocatorTraceTracker(AllocatorTraceTracker tracker) { All().Attach(tracker); }
 
 // ---- pools -----------------------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,7 @@ Device::Device(c10::DeviceIndex index, std::unique_ptr<CudaUpstream> upstream, A
 
 void Device::Write(const Record& record) noexcept {
   if (RecordSink* const recorder = DefaultRecordSink()) recorder->Write(record);
+  if (forked_.load(std::memory_order_relaxed)) [[unlikely]] return;
   int64_t allocated = 0, reserved = 0;
   {
     const std::lock_guard lock(lock_);

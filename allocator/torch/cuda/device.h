@@ -71,6 +71,9 @@ class Device final : public RecordSink {
   }
   [[nodiscard]] std::vector<SegmentInfo> Segments() const;
 
+  // In a forked child, which cannot use the device: another thread may have been at the figures, so nobody touches them again.
+  void ForgetFigures() { forked_.store(true, std::memory_order_relaxed); }
+
   // Of the device's memory; 1 if none was set.
   [[nodiscard]] double memory_fraction() const { return fraction_; }
   void SetMemoryFraction(double fraction);
@@ -88,7 +91,7 @@ class Device final : public RecordSink {
   SpinLock lock_;
   Statistics statistics_;
   History history_;
-  std::atomic<bool> lacks_ranges_ = false;
+  std::atomic<bool> lacks_ranges_ = false, forked_ = false;
   std::atomic<double> fraction_ = 1.0;
   CachingAllocator core_;
   PrivatePools pools_;

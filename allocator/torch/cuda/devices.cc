@@ -1,5 +1,7 @@
 #include "devices.h"
 
+#include <pthread.h>
+
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/GPUTrace.h>
 #include <c10/util/Exception.h>
@@ -10,7 +12,13 @@
 namespace gpuledger::pytorch {
 
 Devices& Devices::Get() {
-  static auto& devices = *new Devices;
+  static auto& devices = *[] {
+    auto* const made = new Devices;
+    pthread_atfork(nullptr, nullptr, [] {
+      for (Device* const device : Get().AllOpen()) device->ForgetFigures();
+    });
+    return made;
+  }();
   return devices;
 }
 
@@ -37,7 +45,8 @@ Device& Devices::Open(c10::DeviceIndex index) {
   TORCH_CHECK(opened.ok(), "gpuledger: ", std::string(opened.status().message()));
   (*opened)->WithLock([&](Statistics& statistics, History& history) {
     statistics.set_max_split_size(MaxSplitSize());
-    for (const auto& apply : for_later_) apply(history);
+    if (configure_history_) configure_history_(history);
+    for (const AllocatorTraceTracker& tracker : trackers_) history.Attach(tracker);
   });
   if (const double fraction = ConfiguredMemoryFraction(); fraction < 1) (*opened)->SetMemoryFraction(fraction);
   place.store(opened->get(), std::memory_order_release);
@@ -111,12 +120,16 @@ void Devices::Delete(void* memory) {
   TORCH_CHECK(false, "gpuledger: invalid device pointer ", memory, ": no block in use begins there; it was freed already, or another allocator gave it out");
 }
 
-void Devices::ForEachHistory(std::function<void(History&)> apply) {
+void Devices::ConfigureHistory(std::function<void(History&)> configure) {
   const std::lock_guard lock(mutex_);
-  for (Device* const device : AllOpen()) {
-    device->WithLock([&](Statistics&, History& history) { apply(history); });
-  }
-  for_later_.push_back(std::move(apply));
+  for (Device* const device : AllOpen()) device->WithLock([&](Statistics&, History& history) { configure(history); });
+  configure_history_ = std::move(configure);
+}
+
+void Devices::Attach(const AllocatorTraceTracker& tracker) {
+  const std::lock_guard lock(mutex_);
+  for (Device* const device : AllOpen()) device->WithLock([&](Statistics&, History& history) { history.Attach(tracker); });
+  trackers_.push_back(tracker);
 }
 
 void Devices::Attach(OutOfMemoryObserver observer) {

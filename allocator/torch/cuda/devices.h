@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <functional>
-#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -42,8 +41,10 @@ class Devices {
   // Ends a block, in the order of its stream. Throws for an address that no block in use begins at.
   void Delete(void* block);
 
-  // History and trackers are of all devices, also of those that are opened later. `apply` is called with each, its lock held.
-  void ForEachHistory(std::function<void(History&)> apply);
+  // History and trackers are of all devices, also of those that are opened later. `configure` is called with each, its lock
+  // held; the last one counts.
+  void ConfigureHistory(std::function<void(History&)> configure);
+  void Attach(const AllocatorTraceTracker& tracker);
   using OutOfMemoryObserver = c10::cuda::CUDACachingAllocator::OutOfMemoryObserver;
   void Attach(OutOfMemoryObserver observer);
   [[nodiscard]] std::vector<OutOfMemoryObserver> observers() const;
@@ -55,7 +56,8 @@ class Devices {
   std::atomic<int> count_ = 0;
   std::array<std::atomic<Device*>, kMost> open_{};
   mutable std::mutex mutex_;
-  std::vector<std::function<void(History&)>> for_later_;  // what was applied to every history
+  std::function<void(History&)> configure_history_;  // for devices that are opened later
+  std::vector<AllocatorTraceTracker> trackers_;
   std::vector<OutOfMemoryObserver> observers_;
 };
 
