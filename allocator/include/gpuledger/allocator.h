@@ -137,7 +137,9 @@ class GPULEDGER_EXPORT CachingAllocator {
                           Bytes room = Bytes()) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
-  // Whether a block in use starts there: whose it is, where several allocators may be meant. Takes no lock.
+  // The same, where several allocators may be meant: false, and nothing done, if no block in use of this one starts there.
+  bool TryFree(DevicePtr block) noexcept;
+  // Whether a block in use starts there. Takes no lock.
   [[nodiscard]] bool Owns(DevicePtr block) const noexcept;
 
   // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done. Waits for

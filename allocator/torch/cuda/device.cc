@@ -28,7 +28,7 @@ bool CallFreeMemoryCallbacks() {
 
 }  // namespace
 
-thread_local Call* Call::current_ = nullptr;
+thread_local Call* Call::current_ [[gnu::tls_model("initial-exec")]] = nullptr;
 
 absl::StatusOr<std::unique_ptr<Device>> Device::Open(c10::DeviceIndex index) {
   absl::StatusOr<AllocatorOptions> options = AllocatorOptions::FromEnvironment();
@@ -53,6 +53,8 @@ Device::Device(c10::DeviceIndex index, std::unique_ptr<CudaUpstream> upstream, A
   });
 }
 
+// ---- records -------------------------------------------------------------------------------------------------------------
+
 void Device::Write(const Record& record) noexcept {
   if (RecordSink* const recorder = DefaultRecordSink()) recorder->Write(record);
   if (forked_.load(std::memory_order_relaxed)) [[unlikely]] return;
@@ -60,25 +62,52 @@ void Device::Write(const Record& record) noexcept {
   {
     const std::lock_guard lock(lock_);
     statistics_.Note(record);
-    if (history_.active()) {
-      static const Context none;
-      const Call* const call = Call::Current();
-      try {
-        history_.Note(record, call == nullptr ? none : call->context(), call == nullptr ? MempoolId_t{0, 0} : call->pool(), expandable_);
-      } catch (...) {
-        Call::Keep(std::current_exception());
-      }
-    }
-    if (statistics_.lacks_ranges()) lacks_ranges_.store(true, std::memory_order_relaxed);
+    if (history_.active()) [[unlikely]] NoteInHistory(record);
+    if (statistics_.lacks_ranges()) [[unlikely]] lacks_ranges_.store(true, std::memory_order_relaxed);
     allocated = statistics_.allocated();
     reserved = statistics_.reserved();
   }
-  if (record.kind == RecordKind::kAllocate || record.kind == RecordKind::kFreeRequested) {
-    const auto charged = static_cast<int64_t>(record.charged.count());
-    c10::reportMemoryUsageToProfiler(reinterpret_cast<void*>(record.address), record.kind == RecordKind::kAllocate ? charged : -charged,
-                                     static_cast<size_t>(allocated), static_cast<size_t>(reserved), c10::Device(c10::DeviceType::CUDA, index_));
+  const auto charged = static_cast<int64_t>(record.charged.count());
+  if (record.kind == RecordKind::kAllocate) {
+    TellProfiler(record, charged, allocated, reserved);
+  } else if (record.kind == RecordKind::kFreeRequested) {
+    TellProfiler(record, -charged, allocated, reserved);
   }
 }
+
+void Device::WriteFree(const Record& requested, const Record& completed) noexcept {
+  if (RecordSink* const recorder = DefaultRecordSink()) recorder->WriteFree(requested, completed);
+  if (forked_.load(std::memory_order_relaxed)) [[unlikely]] return;
+  int64_t allocated = 0, reserved = 0;
+  {
+    const std::lock_guard lock(lock_);
+    statistics_.NoteFree(requested);
+    if (history_.active()) [[unlikely]] {
+      NoteInHistory(requested);
+      NoteInHistory(completed);
+    }
+    allocated = statistics_.allocated();
+    reserved = statistics_.reserved();
+  }
+  TellProfiler(requested, -static_cast<int64_t>(requested.charged.count()), allocated, reserved);
+}
+
+void Device::NoteInHistory(const Record& record) noexcept {
+  static const Context none;
+  const Call* const call = Call::Current();
+  try {
+    history_.Note(record, call == nullptr ? none : call->context(), call == nullptr ? MempoolId_t{0, 0} : call->pool(), expandable_);
+  } catch (...) {
+    Call::Keep(std::current_exception());
+  }
+}
+
+void Device::TellProfiler(const Record& record, int64_t change, int64_t allocated, int64_t reserved) const {
+  c10::reportMemoryUsageToProfiler(reinterpret_cast<void*>(record.address), change, static_cast<size_t>(allocated), static_cast<size_t>(reserved),
+                                   c10::Device(c10::DeviceType::CUDA, index_));
+}
+
+// ---- ranges, and what a fraction allows -------------------------------------------------------------------------------------
 
 void Device::Learn() {
   const std::vector<SegmentInfo> segments = Segments();

@@ -38,7 +38,7 @@ class Call {
   [[nodiscard]] const std::exception_ptr& thrown() const { return thrown_; }
 
  private:
-  static thread_local Call* current_;
+  static thread_local Call* current_ [[gnu::tls_model("initial-exec")]];
   const Context context_;
   const MempoolId_t pool_;
   Call* const outer_;
@@ -51,6 +51,7 @@ class Device final : public RecordSink {
   static absl::StatusOr<std::unique_ptr<Device>> Open(c10::DeviceIndex index);
 
   void Write(const Record& record) noexcept override;
+  void WriteFree(const Record& requested, const Record& completed) noexcept override;
 
   [[nodiscard]] c10::DeviceIndex index() const { return index_; }
   [[nodiscard]] DeviceId id() const { return DeviceId(index_); }
@@ -64,6 +65,7 @@ class Device final : public RecordSink {
     const std::lock_guard lock(lock_);
     return use(statistics_, history_);
   }
+  [[nodiscard]] bool history_active() const { return history_.active(); }
   [[nodiscard]] Context Gather(RecordContext of) const { return history_.Gather(of); }
   // After memory came from the upstream: the figures learn whose it is. No lock held.
   void LearnRanges() {
@@ -83,6 +85,8 @@ class Device final : public RecordSink {
  private:
   Device(c10::DeviceIndex index, std::unique_ptr<CudaUpstream> upstream, AllocatorOptions options);
   void Learn();
+  void NoteInHistory(const Record& record) noexcept;
+  void TellProfiler(const Record& record, int64_t change, int64_t allocated, int64_t reserved) const;
 
   const c10::DeviceIndex index_;
   const std::unique_ptr<CudaUpstream> upstream_;

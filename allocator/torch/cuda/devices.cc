@@ -74,7 +74,8 @@ Device* Devices::OwnerOf(void* block) const {
 void* Devices::Allocate(c10::DeviceIndex index, size_t size, cudaStream_t stream) {
   Device& device = At(index);
   const PrivatePools::Choice pool = device.pools().Choose(stream);
-  const Call call(device.Gather(RecordContext::STATE), pool.id);
+  std::optional<Call> call;
+  if (device.history_active()) [[unlikely]] call.emplace(device.Gather(RecordContext::STATE), pool.id);
   const SiteId site = CurrentSite();
   const Stream on(device.id(), stream);
   const Bytes room = RoomFor(size, pool.whole);
@@ -86,16 +87,26 @@ void* Devices::Allocate(c10::DeviceIndex index, size_t size, cudaStream_t stream
     }
   }
   device.LearnRanges();
-  if (!block.ok()) [[unlikely]] ThrowRefusal(device, size, stream, call, block.status());
+  if (!block.ok()) [[unlikely]] {
+    if (!call.has_value()) call.emplace(nullptr, pool.id);
+    ThrowRefusal(device, size, stream, *call, block.status());
+  }
   void* const memory = reinterpret_cast<void*>(block->address());
-  if (call.thrown() != nullptr) [[unlikely]] {
-    pool.allocator->Free(*block);
-    std::rethrow_exception(call.thrown());
+  if (call.has_value() && call->thrown() != nullptr) [[unlikely]] {
+    Delete(memory);
+    std::rethrow_exception(call->thrown());
   }
   if (const c10::impl::PyInterpreter* const trace = c10::impl::GPUTrace::get_trace(); trace != nullptr) [[unlikely]] {
     (*trace)->trace_gpu_memory_allocation(c10::kCUDA, block->address());
   }
   return memory;
+}
+
+void Devices::DeleteWatched(Device& device, DevicePtr block, const c10::impl::PyInterpreter* trace) {
+  if (trace != nullptr) (*trace)->trace_gpu_memory_deallocation(c10::kCUDA, block.address());
+  const Call call(device.Gather(RecordContext::ALL), {0, 0});
+  device.pools().OwnerOf(block)->Free(block);
+  if (call.thrown() != nullptr) TORCH_WARN("gpuledger: a trace tracker threw while a block was freed; the block is free");
 }
 
 void Devices::Delete(void* memory) {
@@ -105,17 +116,12 @@ void Devices::Delete(void* memory) {
     Device* const device = open_[static_cast<size_t>(i)].load(std::memory_order_acquire);
     if (device == nullptr) continue;
     const DevicePtr block(device->id(), reinterpret_cast<uint64_t>(memory));
-    CachingAllocator* const owner = device->pools().OwnerOf(block);
-    if (owner == nullptr) continue;
-    if (const c10::impl::PyInterpreter* const trace = c10::impl::GPUTrace::get_trace(); trace != nullptr) [[unlikely]] {
-      (*trace)->trace_gpu_memory_deallocation(c10::kCUDA, block.address());
+    const c10::impl::PyInterpreter* const trace = c10::impl::GPUTrace::get_trace();
+    if (trace == nullptr && !device->history_active()) [[likely]] {
+      if (device->pools().TryFree(block)) return;
+    } else if (device->pools().OwnerOf(block) != nullptr) {
+      return DeleteWatched(*device, block, trace);
     }
-    const Call call(device->Gather(RecordContext::ALL), {0, 0});
-    owner->Free(block);
-    if (call.thrown() != nullptr) [[unlikely]] {
-      TORCH_WARN("gpuledger: a trace tracker threw while a block was freed; the block is free");
-    }
-    return;
   }
   TORCH_CHECK(false, "gpuledger: invalid device pointer ", memory, ": no block in use begins there; it was freed already, or another allocator gave it out");
 }

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <vector>
 
+#include <c10/core/impl/PyInterpreter.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 
 #include "device.h"
@@ -52,6 +53,8 @@ class Devices {
  private:
   static constexpr size_t kMost = 64;
   Device& Open(c10::DeviceIndex index);
+  // A free that history, trackers or Python's trace want to see.
+  void DeleteWatched(Device& device, DevicePtr block, const c10::impl::PyInterpreter* trace);
 
   std::atomic<int> count_ = 0;
   std::array<std::atomic<Device*>, kMost> open_{};

@@ -137,6 +137,17 @@ CachingAllocator* PrivatePools::OwnerOf(DevicePtr block) const {
   return nullptr;
 }
 
+bool PrivatePools::TryFreePlugged(DevicePtr block) {
+  std::shared_ptr<Plugged> owner;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const Pool& pool : pools_) {
+      if (pool.plugged != nullptr && pool.plugged->core.Owns(block)) owner = pool.plugged;
+    }
+  }
+  return owner != nullptr && owner->core.TryFree(block);
+}
+
 void PrivatePools::GiveBack(MempoolId_t id) {
   std::vector<std::shared_ptr<Plugged>> released;
   {

@@ -59,6 +59,10 @@ class PrivatePools {
   [[nodiscard]] std::vector<CachingAllocator*> Allocators() const;
   // The one of them that has a block in use there; null if there is none.
   [[nodiscard]] CachingAllocator* OwnerOf(DevicePtr block) const;
+  // Frees the block if it is in use in one of them.
+  bool TryFree(DevicePtr block) {
+    return device_.TryFree(block) || (plugged_.load(std::memory_order_relaxed) > 0 && TryFreePlugged(block));
+  }
   // Gives back what released pools over plugged allocators have cached; of one pool, or {0, 0}: of all.
   void GiveBack(MempoolId_t id);
 
@@ -82,6 +86,7 @@ class PrivatePools {
     std::function<bool(cudaStream_t)> filter;
   };
   [[nodiscard]] Choice ChooseAmong(cudaStream_t stream);
+  bool TryFreePlugged(DevicePtr block);
   [[nodiscard]] Choice ChoiceOf(const Pool& pool) const;
   // Requires the lock. Null, or an error that names it.
   [[nodiscard]] Pool* PoolOf(MempoolId_t id);

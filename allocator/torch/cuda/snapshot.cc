@@ -109,7 +109,7 @@ SnapshotInfo Snapshot(Devices& devices, MempoolId_t pool, bool include_traces) {
     if (pool != MempoolId_t{0, 0}) std::erase_if(views, [&](const auto& view) { return view.owner_private_pool_id != pool; });
     device->WithLock([&](Statistics& statistics, History& history) {
       for (viewed::SegmentInfo& view : views) AddContexts(history, view);
-      history.Note(TraceEntry::SNAPSHOT, 0, static_cast<size_t>(statistics.figures().active_bytes[0].current), nullptr, {0, 0}, nullptr);
+      history.Note(TraceEntry::SNAPSHOT, 0, static_cast<size_t>(statistics.active()), nullptr, {0, 0}, nullptr);
       if (include_traces) snapshot.device_traces[static_cast<size_t>(device->index())] = history.entries();
     });
     for (TraceEntry& entry : snapshot.device_traces[static_cast<size_t>(device->index())]) entry.time_.t_ = unix_time(entry.time_.approx_t_);

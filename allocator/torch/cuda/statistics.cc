@@ -11,57 +11,47 @@ using c10::CachingAllocator::kSmallSize;
 using c10::CachingAllocator::StatArray;
 using c10::CachingAllocator::StatType;
 
-constexpr auto kAll = static_cast<size_t>(StatType::AGGREGATE);
+constexpr auto kOfAll = static_cast<size_t>(StatType::AGGREGATE);
 constexpr size_t OfPool(bool small) { return static_cast<size_t>(small ? StatType::SMALL_POOL : StatType::LARGE_POOL); }
 
-void Increase(StatArray& figure, size_t pool, size_t amount) {
-  figure[kAll].increase(amount);
+void IncreaseBoth(StatArray& figure, size_t pool, size_t amount) {
+  figure[kOfAll].increase(amount);
   figure[pool].increase(amount);
 }
-void Decrease(StatArray& figure, size_t pool, size_t amount) {
-  figure[kAll].decrease(amount);
+void DecreaseBoth(StatArray& figure, size_t pool, size_t amount) {
+  figure[kOfAll].decrease(amount);
   figure[pool].decrease(amount);
 }
 
 template <class Change>
 void ForEachFigure(c10::CachingDeviceAllocator::DeviceStats& s, Change change) {
-  for (StatArray* figure : {&s.allocation, &s.segment, &s.active, &s.inactive_split, &s.allocated_bytes, &s.reserved_bytes, &s.active_bytes,
-                            &s.inactive_split_bytes, &s.requested_bytes}) {
+  for (StatArray* figure : {&s.segment, &s.reserved_bytes}) {
     for (auto& stat : *figure) change(stat);
   }
-  change(s.oversize_allocations);
-  change(s.oversize_segments);
 }
 
 }  // namespace
 
 void Statistics::Note(const Record& record) {
-  const size_t charged = record.charged.count(), pool = OfPool(charged <= kSmallSize);
+  const auto charged = static_cast<int64_t>(record.charged.count()), requested = static_cast<int64_t>(record.requested.count());
+  const size_t pool = OfPool(record.charged.count() <= kSmallSize);
   switch (record.kind) {
-    case RecordKind::kAllocate:
-      Increase(figures_.allocation, pool, 1);
-      Increase(figures_.allocated_bytes, pool, charged);
-      Increase(figures_.requested_bytes, pool, record.requested.count());
-      Increase(figures_.active, pool, 1);
-      Increase(figures_.active_bytes, pool, charged);
+    case RecordKind::kAllocate: {
+      const Amounts all{1, charged, requested, 1, charged};
+      blocks_[kAll].Increase(all);
+      blocks_[pool].Increase(all);
       break;
-    case RecordKind::kFreeRequested:
-      Decrease(figures_.allocation, pool, 1);
-      Decrease(figures_.allocated_bytes, pool, charged);
-      Decrease(figures_.requested_bytes, pool, record.requested.count());
-      break;
-    case RecordKind::kFreeCompleted:
-      Decrease(figures_.active, pool, 1);
-      Decrease(figures_.active_bytes, pool, charged);
-      break;
+    }
+    case RecordKind::kFreeRequested: Decrease({1, charged, requested, 0, 0}, pool); break;
+    case RecordKind::kFreeCompleted: Decrease({0, 0, 0, 1, charged}, pool); break;
     case RecordKind::kMapped:
     case RecordKind::kUnmapped: {
-      const Piece piece{record.address, charged, record.kind == RecordKind::kMapped};
+      const Piece piece{record.address, record.charged.count(), record.kind == RecordKind::kMapped};
       if (piece.mapped) {
-        figures_.reserved_bytes[kAll].increase(charged);
+        figures_.reserved_bytes[kAll].increase(piece.size);
         figures_.num_device_alloc += 1;
       } else {
-        figures_.reserved_bytes[kAll].decrease(charged);
+        figures_.reserved_bytes[kAll].decrease(piece.size);
         figures_.num_device_free += 1;
       }
       MappedRange* const range = unplaced_.empty() ? RangeOf(piece.address) : nullptr;  // in their order
@@ -76,6 +66,21 @@ void Statistics::Note(const Record& record) {
   }
 }
 
+void Statistics::NoteFree(const Record& requested) {
+  const auto charged = static_cast<int64_t>(requested.charged.count());
+  Decrease({1, charged, static_cast<int64_t>(requested.requested.count()), 1, charged}, OfPool(requested.charged.count() <= kSmallSize));
+}
+
+c10::CachingDeviceAllocator::DeviceStats Statistics::figures() const {
+  c10::CachingDeviceAllocator::DeviceStats s = figures_;
+  const std::array<StatArray*, kFigures> places{&s.allocation, &s.allocated_bytes, &s.requested_bytes, &s.active, &s.active_bytes};
+  for (size_t pool = 0; pool < kPools; ++pool) {
+    const BlockFigures& b = blocks_[pool];
+    for (size_t i = 0; i < kFigures; ++i) (*places[i])[pool] = {b.current[i], b.peak[i], b.up[i], b.down[i]};
+  }
+  return s;
+}
+
 Statistics::MappedRange* Statistics::RangeOf(uint64_t address) {
   const auto range = std::find_if(ranges_.begin(), ranges_.end(), [=](const MappedRange& r) { return r.begin <= address && address < r.end; });
   return range == ranges_.end() ? nullptr : &*range;
@@ -84,14 +89,14 @@ Statistics::MappedRange* Statistics::RangeOf(uint64_t address) {
 void Statistics::Place(MappedRange& range, const Piece& piece) {
   auto& reserved = figures_.reserved_bytes[OfPool(range.small)];
   if (piece.mapped) {
-    if (range.mapped == 0) Increase(figures_.segment, OfPool(range.small), 1);
+    if (range.mapped == 0) IncreaseBoth(figures_.segment, OfPool(range.small), 1);
     range.mapped += piece.size;
     return reserved.increase(piece.size);
   }
   range.mapped -= piece.size;
   reserved.decrease(piece.size);
   if (range.mapped > 0) return;
-  Decrease(figures_.segment, OfPool(range.small), 1);
+  DecreaseBoth(figures_.segment, OfPool(range.small), 1);
   std::swap(range, ranges_.back());  // another range may come to lie there
   ranges_.pop_back();
 }
@@ -114,11 +119,13 @@ void Statistics::Learn(const std::vector<SegmentInfo>& segments) {
 }
 
 void Statistics::ResetAccumulated() {
+  for (BlockFigures& b : blocks_) b.up = b.down = {};
   ForEachFigure(figures_, [](auto& figure) { figure.reset_accumulated(); });
   figures_.num_alloc_retries = figures_.num_ooms = figures_.num_sync_all_streams = figures_.num_device_alloc = figures_.num_device_free = 0;
 }
 
 void Statistics::ResetPeak() {
+  for (BlockFigures& b : blocks_) b.peak = b.current;
   ForEachFigure(figures_, [](auto& figure) { figure.reset_peak(); });
 }
 
