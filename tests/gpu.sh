@@ -16,6 +16,7 @@ pack_arguments run_on_device.py "$@"
 # shellcheck source=cmake/setup.sh
 source "$here/../cmake/setup.sh"
 programs=(cuda_contract_test cuda_upstream_test cuda_fences_test cuda_stream_test cuda_faults_test cuda_allocator_test cuda_model_test open_cuda
+          cuda_peer_test cuda_ipc_test import_memory cuda_pluggable_test
           resource_contract_test resource_deleted_stream_test
           nf4_on_device_test pattern_test remap_test sanitized driver_costs)
 command -v nvcc >/dev/null || die "nvcc not found: the kernels of tests/gpu are compiled here (CUDA Toolkit 13)"

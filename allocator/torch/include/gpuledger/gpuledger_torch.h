@@ -47,6 +47,9 @@ typedef struct {
 /* The LibTorch this was built for, such as "2.11". */
 GPULEDGER_TORCH_API const char* gpuledger_torch_built_for(void) GPULEDGER_TORCH_NOEXCEPT;
 
+/* From now on the functions of gpuledger_pluggable.h throw c10::OutOfMemoryError (torch.OutOfMemoryError) and c10::Error. */
+GPULEDGER_TORCH_API void gpuledger_torch_throw_torch_errors(void) GPULEDGER_TORCH_NOEXCEPT;
+
 GPULEDGER_TORCH_API int gpuledger_torch_install_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
 GPULEDGER_TORCH_API int gpuledger_torch_uninstall_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
 /* 1 or 0, not a status. */
