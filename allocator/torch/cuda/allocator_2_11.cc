@@ -5,19 +5,18 @@
 #include <torch/version.h>
 
 #include <c10/cuda/CUDAFunctions.h>
-#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
 #include "checkpoint.h"
 #include "direct.h"
 #include "requests.h"
+#include "sharing.h"
 #include "snapshot.h"
 
 static_assert(TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR == 11, "this file is for PyTorch 2.11: others have other virtual functions");
 
 namespace gpuledger::pytorch {
 
-using c10::cuda::CUDACachingAllocator::ShareableHandle;
 using c10::cuda::CUDACachingAllocator::StreamSegmentSize;
 
 namespace {
@@ -219,23 +218,11 @@ c10::cuda::CUDACachingAllocator::CheckpointDelta Allocator211::setCheckpointPool
 
 // ---- between devices and processes -------------------------------------------------------------------------------------------
 
-ShareableHandle Allocator211::shareIpcHandle(void* block) {
-  TORCH_CHECK(false, "gpuledger: memory at ", block, " cannot be shared with other processes yet");
-}
+ShareableHandle Allocator211::shareIpcHandle(void* block) { return Share(All(), block); }
 
-std::shared_ptr<void> Allocator211::getIpcDevPtr(std::string) {
-  TORCH_CHECK(false, "gpuledger: memory of other processes cannot be opened yet");
-}
+std::shared_ptr<void> Allocator211::getIpcDevPtr(std::string handle) { return Open(c10::cuda::current_device(), handle); }
 
-void Allocator211::enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex accessed) {
-  const c10::cuda::CUDAGuard guard(device);
-  const cudaError_t error = cudaDeviceEnablePeerAccess(accessed, 0);
-  if (error == cudaErrorPeerAccessAlreadyEnabled) {
-    static_cast<void>(cudaGetLastError());  // that is what was wanted
-    return;
-  }
-  C10_CUDA_CHECK(error);
-}
+void Allocator211::enablePeerAccess(c10::DeviceIndex device, c10::DeviceIndex accessed) { AllowPeer(All(), device, accessed); }
 
 cudaError_t Allocator211::memcpyAsync(void* to, int to_device, const void* from, int from_device, size_t size, cudaStream_t stream,
                                       bool peer_access) {

@@ -7,16 +7,6 @@
 namespace gpuledger::pytorch {
 namespace {
 
-// As much as the device can: handles that other processes and network adapters may use cost nothing.
-absl::StatusOr<std::unique_ptr<CudaUpstream>> OpenUpstream(DeviceId device) {
-  absl::StatusOr<std::unique_ptr<CudaUpstream>> opened = absl::UnimplementedError("");
-  for (const CudaOptions& options : {CudaOptions{.exportable = true, .gpu_direct_rdma = true}, CudaOptions{.exportable = true}, CudaOptions{}}) {
-    opened = CudaUpstream::Open(device, options);
-    if (!absl::IsUnimplemented(opened.status())) break;
-  }
-  return opened;
-}
-
 // PyTorch's own callbacks, such as the one that takes back what was shared with processes that have let go.
 bool CallFreeMemoryCallbacks() {
   bool any = false;
@@ -33,7 +23,10 @@ thread_local Call* Call::current_ [[gnu::tls_model("initial-exec")]] = nullptr;
 absl::StatusOr<std::unique_ptr<Device>> Device::Open(c10::DeviceIndex index) {
   absl::StatusOr<AllocatorOptions> options = AllocatorOptions::FromEnvironment();
   if (!options.ok()) return options.status();
-  absl::StatusOr<std::unique_ptr<CudaUpstream>> upstream = OpenUpstream(DeviceId(index));
+  // As much as the device can: handles that other processes and network adapters may use cost nothing.
+  const absl::StatusOr<CudaOptions> possible = CudaUpstream::Possible(DeviceId(index));
+  if (!possible.ok()) return possible.status();
+  absl::StatusOr<std::unique_ptr<CudaUpstream>> upstream = CudaUpstream::Open(DeviceId(index), *possible);
   if (!upstream.ok()) return upstream.status();
   return std::unique_ptr<Device>(new Device(index, *std::move(upstream), *options));
 }
