@@ -11,6 +11,7 @@ import textwrap
 
 import fake_cuda
 import pytest
+from gpuledger_build import PACKAGE
 
 
 def pytest_configure(config):
@@ -73,6 +74,31 @@ def own_process(tmp_path):
         path.write_text(textwrap.dedent(script))
         done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
                               stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Runs a script that has gpuledger, from a build of this checkout, in a new interpreter; what became of it."""
+    def run(script: str, **environment: str) -> subprocess.CompletedProcess:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(script))
+        paths = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(PACKAGE)]))
+        return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+                              env={**os.environ, "PYTHONPATH": paths, **environment})
+
+    return run
+
+
+@pytest.fixture
+def own_python(outcome):
+    """The same for a script that has to end well and say nothing on stderr; returns what it printed."""
+
+    def run(script: str, **environment: str) -> str:
+        done = outcome(script, **environment)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         return done.stdout
 

@@ -1,6 +1,6 @@
 """Finds and loads the libraries, and turns their status codes into exceptions.
 
-``libgpuledger.so`` needs no PyTorch; ``libgpuledger_torch.so`` is loaded into one. Calls that may wait for a device, or read
+``libgpuledger.so`` needs no PyTorch; ``libgpuledger_torch.so`` and ``libgpuledger_torch_cuda.so`` are loaded into one. Calls that may wait for a device, or read
 much, let other Python threads run (``waiting``); all others keep the GIL, which is faster.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -82,9 +83,9 @@ def _find(name: str, variable: str) -> Path:
         return Path(named)
     package = Path(__file__).resolve().parent
     candidates = [package / "lib" / name, package / name]
-    beside = os.environ.get("GPULEDGER_TORCH_LIBRARY" if variable == "GPULEDGER_LIBRARY" else "GPULEDGER_LIBRARY")
-    if beside:
-        candidates.insert(0, Path(beside).parent / name)
+    for other in ("GPULEDGER_TORCH_CUDA_LIBRARY", "GPULEDGER_TORCH_LIBRARY", "GPULEDGER_LIBRARY"):
+        if beside := os.environ.get(other):
+            candidates.insert(0, Path(beside).parent / name)
     if len(package.parents) > 2:  # a checkout: <root>/tracing/python/gpuledger
         candidates.append(package.parents[2] / "build" / "release" / "lib" / name)
     for candidate in candidates:
@@ -174,6 +175,33 @@ def torch_library() -> ctypes.PyDLL:
 
 
 @cache
+def torch_cuda_library() -> ctypes.PyDLL:
+    """``libgpuledger_torch_cuda.so``. ImportError if it is not for this PyTorch: it is not even loaded then."""
+    import torch
+
+    core()
+    path = _find("libgpuledger_torch_cuda.so", "GPULEDGER_TORCH_CUDA_LIBRARY")
+    built_for = _built_for(path)
+    if not torch.__version__.startswith(built_for + "."):
+        raise ImportError(f"{path.name} was built for PyTorch {built_for}, but this is {torch.__version__}")
+    try:
+        return ctypes.PyDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"{path} does not load into PyTorch {torch.__version__}: {error}") from error
+
+
+def _built_for(path: Path) -> str:
+    """The PyTorch that ``libgpuledger_torch_cuda.so`` was built for, read from the file (gpuledger_torch_cuda.h)."""
+    try:
+        found = re.search(rb"gpuledger_torch_cuda built for PyTorch ([0-9.]+)\0", path.read_bytes())
+    except OSError as error:
+        raise ImportError(f"{path} cannot be read: {error}") from error
+    if found is None:
+        raise ImportError(f"{path} is not gpuledger's library for PyTorch's CUDA memory: build gpuledger again")
+    return found[1].decode()
+
+
+@cache
 def roles() -> dict[str, int]:
     """The roles, in the order of their numbers."""
     found: dict[str, int] = {}
@@ -202,6 +230,12 @@ def check_core(status: int) -> None:
     """Raises what a ``gpuledger_status`` other than OK stands for."""
     if status != OK:
         raise _CORE_ERRORS.get(status, RuntimeError)(last_error())
+
+
+def check_torch_cuda(status: int) -> None:
+    """Raises what a failure of ``libgpuledger_torch_cuda.so`` stands for."""
+    if status != OK:
+        raise (ValueError if status == 1 else RuntimeError)(last_error())
 
 
 def check(status: int) -> None:
