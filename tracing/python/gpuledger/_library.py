@@ -61,6 +61,22 @@ class Payer(ctypes.Structure):
     _fields_ = [("owner", ctypes.c_uint32), ("scope", ctypes.c_uint32), ("role", ctypes.c_int)]
 
 
+class Device(ctypes.Structure):
+    """``gpuledger_device``."""
+
+    _fields_ = [
+        ("upstream", ctypes.c_char_p),
+        ("number", ctypes.c_int32),
+        *[(name, _U64) for name in "total free reserved in_use pending cached external".split()],
+    ]
+
+
+class OwnerUsage(ctypes.Structure):
+    """``gpuledger_owner_usage``."""
+
+    _fields_ = [("owner", ctypes.c_char_p), ("role", ctypes.c_int), ("usage", Usage)]
+
+
 class Report(ctypes.Structure):
     """``gpuledger_torch_report``."""
 
@@ -110,6 +126,8 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "process_open_lineage": [text],
         "process_close_lineage": [text],
         "process_residual": [text, pointer(_U64), pointer(_U64)],
+        "process_devices": [pointer(Device), _U64, pointer(_U64)],
+        "process_owners": [text, ctypes.c_int32, pointer(OwnerUsage), _U64, pointer(_U64)],
         "trace_start": [text, _U64],
         "mark": [text],
         "set_stacks": [number, number],
@@ -168,9 +186,14 @@ def torch_library() -> ctypes.PyDLL:
     loaded.gpuledger_torch_locate.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
     loaded.gpuledger_torch_locate_storage.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
     loaded.gpuledger_torch_consume.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, _U64, ctypes.POINTER(Report)]
+    loaded.gpuledger_torch_adopt.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p]
+    loaded.gpuledger_torch_module.argtypes = [ctypes.c_char_p]
+    loaded.gpuledger_torch_module.restype = ctypes.c_uint32
+    # enter_module and leave_module have none: small integers are passed as they are, which is faster.
     built_for = loaded.gpuledger_torch_built_for().decode()
     if not torch.__version__.startswith(built_for + "."):
         raise ImportError(f"{path} was built for PyTorch {built_for}, but this is {torch.__version__}: build it again")
+    check(loaded.gpuledger_torch_carry_payers())
     return loaded
 
 

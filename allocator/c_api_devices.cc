@@ -1,0 +1,78 @@
+// The balance of each device, for C.
+#include <algorithm>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "c_api_arguments.h"
+#include "gpuledger/process.h"
+
+namespace gpuledger {
+namespace {
+
+bool IsOn(const CachingAllocator& allocator, std::string_view upstream, int32_t number) {
+  return allocator.upstream().name() == upstream && allocator.upstream().device() == DeviceId(number);
+}
+
+// Names of upstreams are literals, and those of owners are whole strings: both end in a zero byte and stay.
+std::vector<gpuledger_device> Devices() {
+  std::vector<gpuledger_device> devices;
+  ForEachAllocator([&devices](const CachingAllocator& allocator) {
+    auto device = std::find_if(devices.begin(), devices.end(), [&](const gpuledger_device& d) { return IsOn(allocator, d.upstream, d.number); });
+    if (device == devices.end()) {
+      const MemoryInfo memory = allocator.upstream().memory_info();
+      device = devices.insert(device, {allocator.upstream().name().data(), allocator.upstream().device().value(), memory.total.count(),
+                                       memory.free.count(), 0, 0, 0, 0, 0});
+    }
+    const Totals totals = allocator.totals();
+    device->reserved += totals.reserved.count(), device->in_use += totals.in_use.count();
+    device->pending += totals.pending.count(), device->cached += totals.cached.count();
+  });
+  return devices;
+}
+
+void Add(gpuledger_usage& sum, const gpuledger_usage& u) {
+  sum.in_use += u.in_use, sum.requested += u.requested, sum.pending += u.pending;
+  sum.peak += u.peak, sum.at_device_peak += u.at_device_peak, sum.charged_ever += u.charged_ever;
+  sum.count += u.count, sum.pending_count += u.pending_count;
+}
+
+}  // namespace
+}  // namespace gpuledger
+
+using namespace gpuledger;  // the functions below are C
+
+gpuledger_status gpuledger_process_devices(gpuledger_device* devices, uint64_t room, uint64_t* count) noexcept {
+  return Guard([&]() -> absl::Status {
+    if (count == nullptr || (room != 0 && devices == nullptr)) return Missing("devices or count");
+    const std::vector<gpuledger_device> all = Devices();
+    std::copy_n(all.begin(), std::min<size_t>(room, all.size()), devices);
+    *count = all.size();
+    return absl::OkStatus();
+  });
+}
+
+gpuledger_status gpuledger_process_owners(const char* upstream, int32_t number, gpuledger_owner_usage* owners, uint64_t room,
+                                          uint64_t* count) noexcept {
+  return Guard([&]() -> absl::Status {
+    if (upstream == nullptr || count == nullptr || (room != 0 && owners == nullptr)) return Missing("upstream, owners or count");
+    std::map<std::pair<OwnerId, Role>, gpuledger_usage> sums;
+    bool any = false;
+    ForEachAllocator([&](const CachingAllocator& allocator) {
+      if (!IsOn(allocator, upstream, number)) return;
+      any = true;
+      for (const OwnerUsage& o : allocator.ledger().usage_by_owner()) Add(sums[{o.payer.owner, o.payer.role}], ToC(o.usage));
+    });
+    if (!any) return absl::NotFoundError(fmt::format("no allocator of this process is on device {} of {}", number, upstream));
+    std::vector<gpuledger_owner_usage> all;
+    for (const auto& [payer, usage] : sums) {
+      if (usage.in_use != 0) all.push_back({OwnerName(payer.first).data(), static_cast<gpuledger_role>(payer.second), usage});
+    }
+    std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.usage.in_use > b.usage.in_use; });
+    std::copy_n(all.begin(), std::min<size_t>(room, all.size()), owners);
+    *count = all.size();
+    return absl::OkStatus();
+  });
+}
