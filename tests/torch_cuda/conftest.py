@@ -12,13 +12,18 @@ import textwrap
 import fake_cuda
 import pytest
 from gpuledger_build import PACKAGE
+import under_test
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "two_devices: skipped where there are fewer")
+    config.addinivalue_line("markers", "only_under(*allocators, why): skipped under the others, for that reason")
 
 
 def pytest_runtest_setup(item):
+    for marker in item.iter_markers("only_under"):
+        if under_test.chosen() not in marker.args:
+            pytest.skip(f"only under {', '.join(marker.args)}: {marker.kwargs['why']}")
     if item.get_closest_marker("two_devices"):
         import torch
 
@@ -40,6 +45,24 @@ def grown(settled):
     import cuda_memory
 
     return cuda_memory.Grown()
+
+
+@pytest.fixture
+def geometry():
+    return under_test.geometry()
+
+
+@pytest.fixture
+def limit():
+    """Lets this process have so many bytes beyond what it has reserved."""
+    import torch
+
+    def set_limit(size):
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + size) / total)
+
+    yield set_limit
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.fixture
