@@ -20,7 +20,8 @@ bool IsOn(const CachingAllocator& allocator, std::string_view upstream, int32_t 
 std::vector<gpuledger_device> Devices() {
   std::vector<gpuledger_device> devices;
   ForEachAllocator([&devices](const CachingAllocator& allocator) {
-    auto device = std::find_if(devices.begin(), devices.end(), [&](const gpuledger_device& d) { return IsOn(allocator, d.upstream, d.number); });
+    const auto is_its = [&allocator](const gpuledger_device& d) { return IsOn(allocator, d.upstream, d.number); };
+    auto device = std::find_if(devices.begin(), devices.end(), is_its);
     if (device == devices.end()) {
       const MemoryInfo memory = allocator.upstream().memory_info();
       device = devices.insert(device, {allocator.upstream().name().data(), allocator.upstream().device().value(), memory.total.count(),

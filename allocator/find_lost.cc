@@ -78,7 +78,8 @@ void Search::Gather() {
     allocator.impl().VisitNotes([this](const void* place, size_t size) { notes.Add(place, size); },
                                 [this, mappings](const Charge::Entry& entry) {
                                   const uint64_t begin = entry.address.address();
-                                  targets.push_back({begin, begin + entry.requested.count(), mappings, static_cast<uint32_t>(blocks.size()), false});
+                                  const auto index = static_cast<uint32_t>(blocks.size());
+                                  targets.push_back({begin, begin + entry.requested.count(), mappings, index, false});
                                   blocks.push_back(entry.info());
                                 });
     allocator.impl().VisitRanges([this](Range range) { notes.Add(range.base.unsafe_host_pointer(), range.size.count()); });

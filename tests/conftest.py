@@ -47,7 +47,7 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 class FileOfItsOwn(pytest.File):
     def collect(self):
-        if not self.path.is_relative_to(TESTS / "torch_cuda"):
+        if not self.path.is_relative_to(TESTS / "torch_cuda") or self.path.name in under_test.OWN_WAY:
             yield SessionOfItsOwn.from_parent(self, name="in_a_session_of_its_own", allocator="native")
             return
         for allocator in [under_test.chosen()] if "GPULEDGER_TEST_ALLOCATOR" in os.environ else under_test.available():

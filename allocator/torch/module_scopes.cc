@@ -91,7 +91,8 @@ std::optional<OwnerId> ModuleOfBackward() noexcept {
   const auto found = history.of_thread.find(node->thread_id());
   if (found == history.of_thread.end()) return std::nullopt;
   const std::deque<Change>& changes = found->second;
-  const auto after = std::upper_bound(changes.begin(), changes.end(), node->sequence_nr(), [](uint64_t number, const Change& c) { return number < c.from; });
+  const auto after = std::upper_bound(changes.begin(), changes.end(), node->sequence_nr(),
+                                      [](uint64_t number, const Change& change) { return number < change.from; });
   if (after == changes.begin() || std::prev(after)->module == kNoModule) return std::nullopt;
   return std::prev(after)->module;
 }

@@ -117,6 +117,20 @@ class TestFollow:
         optimizer.step()
         assert gpuledger.usage(f"{name}/layers.0.up.weight", "other") == 2 * WEIGHT
 
+    def test_a_followed_model_can_be_copied_and_saved(self, name):
+        model = Net(1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        gpuledger.follow(model, optimizer, name=name)
+        model(torch.ones(8, WIDTH)).sum().backward()
+        optimizer.step()
+        gradients = of_role(name, "gradient")
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        pickle.dumps(optimizer), copy.deepcopy(optimizer)
+        for other in copies:
+            other.zero_grad()
+            other(torch.ones(8, WIDTH)).sum().backward()
+        assert of_role(name, "gradient") == gradients
+
     def test_nothing_is_named_after_remove(self, name):
         model = Net(1)
         following = gpuledger.follow(model, name=name)

@@ -11,8 +11,8 @@ import textwrap
 
 import fake_cuda
 import pytest
-from gpuledger_build import PACKAGE
 import under_test
+from gpuledger_build import PACKAGE
 
 
 def pytest_configure(config):

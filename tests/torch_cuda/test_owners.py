@@ -10,7 +10,7 @@ import pytest
 TESTS = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("way", ["allocator"])
+@pytest.mark.parametrize("way", ["allocator", "pluggable"])
 def test_every_byte_has_its_owner(way):
     done = subprocess.run([sys.executable, "-m", "pytest", "--color=no", str(Path(__file__).with_name("owned_training.py"))],
                           capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=TESTS.parent, timeout=600,

@@ -14,6 +14,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CHOICES = ("native", "expandable", "ours")
+# Files whose tests say themselves which way in they are about: run once.
+OWN_WAY = ("test_observe.py", "test_owners.py", "test_pluggable.py", "test_ways_in.py")
 MIB = 1 << 20
 
 

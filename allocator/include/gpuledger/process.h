@@ -70,9 +70,10 @@ GPULEDGER_EXPORT absl::Status TransferInProcess(uint64_t address, Payer to);
 // and not yet used again), this thread's registers. Not: what the library itself notes, the blocks' own content, memory shared
 // between processes, registers of other threads. So what it finds is lost, unless a thread that runs meanwhile has the only
 // address in a register, or other blocks, a device or another process know it; what it does not find may be lost all the
-// same, as long as an address lies somewhere. Reads all that memory once: some hundred milliseconds a GiB; not for programs
-// with a sanitizer, whose shadow memory takes minutes. kUnavailable if
-// the kernel does not let the process read its own memory.
+// same, as long as an address lies somewhere. A driver knows where it has mapped memory: what it notes of the middle of a block
+// shows no holder, but a block of a device that begins where a mapping does is not found lost. Reads all that memory once: some
+// hundred milliseconds a GiB; not for programs with a sanitizer, whose shadow memory takes minutes. kUnavailable if the kernel does
+// not let the process read its own memory.
 GPULEDGER_EXPORT absl::StatusOr<std::vector<LiveAllocation>> FindLost();
 
 // Open if it is open in some ledger, else closed if it is closed in one.

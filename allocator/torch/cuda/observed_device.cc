@@ -1,5 +1,6 @@
 #include "observed_device.h"
 
+#include <algorithm>
 #include <chrono>
 #include <iterator>
 #include <utility>

@@ -70,12 +70,13 @@ class ModuleScopes:
 def module_scopes(model: torch.nn.Module, name: str = "model") -> ModuleScopes:
     """Makes each module of ``model`` pay for what its own forward pass allocates, under its path, ``model/layers.3.mlp``, role
     *activation*, as far as no module inside it does; and for what autograd allocates for these operations in the backward pass, role
-    *gradient*, where the thread that runs it is in no scope (a GPU's backward pass always is; on the CPU it runs in the thread that
-    calls ``backward()``).
+    *gradient*, where the thread that runs it has entered no scope itself (for a GPU it never has; on the CPU it is the thread that calls
+    ``backward()``).
 
     Paths are absolute, as those of :func:`gpuledger.adopt`: a scope around the call is not before them. An exception out of a forward
     pass ends its scopes. One that is no ``Exception`` (``KeyboardInterrupt``) leaves them to the next call of a module. Compiled
     and scripted modules pay as one. Nothing is hooked into the graph, and copies and pickles of the model carry nothing.
-    Measured on a busy two-core server: 2.5 µs for each call of a module, 1.5 µs for one of another model's (PyTorch's own price of a hook).
+    Measured on a busy two-core server: 2.5 µs for each call of a module, 1.5 µs for one of another model's (what a hook costs in
+    PyTorch).
     """
     return ModuleScopes(model, name)
