@@ -7,21 +7,24 @@ import sys
 import fake_cuda
 import pytest
 import training_scripts
+from gpuledger_build import BINARY
 from training_scripts import ENDS, SCRIPTS
 
 
-def run(script, tmp_path):
+def run(script, tmp_path, *before):
     path = tmp_path / "script.py"
     path.write_text(training_scripts.PRELUDE + script)
-    return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+    return subprocess.run([*before, sys.executable, str(path)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
                           cwd=tmp_path, env=dict(os.environ))
 
 
 @pytest.mark.only_under("ours", why="PyTorch's own allocator ends as it always has")
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_ends_as_its_author_expects(name, tmp_path):
-    done = run(SCRIPTS[name], tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (ENDS.get(name, 0), "", "")
+    # Recorded, with a verdict: 23 would be leaks, 1 that nobody can tell.
+    done = run(SCRIPTS[name], tmp_path, str(BINARY), "run", "--check", "--output", str(tmp_path / "%p.trace"), "--")
+    assert (done.returncode, done.stdout) == (ENDS.get(name, 0), ""), done.stderr
+    assert "Traceback" not in done.stderr and "warning" not in done.stderr, done.stderr
 
 
 def test_there_are_fifty_kinds_of_scripts():
