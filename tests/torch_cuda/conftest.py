@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -90,14 +91,15 @@ def busy():
 
 @pytest.fixture
 def own_process(tmp_path):
-    """Runs a script in a new interpreter, which has to end well and say nothing on stderr; returns what it printed."""
+    """Runs a script in a new interpreter, which has to end well and say nothing on stderr but what `said`, a pattern, allows;
+    returns what it printed."""
 
-    def run(script: str, **environment: str) -> str:
+    def run(script: str, said: str = "", **environment: str) -> str:
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(script))
         done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
                               stdin=subprocess.DEVNULL, env={**os.environ, **environment})
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert done.returncode == 0 and re.fullmatch(said, done.stderr), done.stdout + done.stderr
         return done.stdout
 
     return run

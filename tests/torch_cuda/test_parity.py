@@ -95,7 +95,7 @@ for i in range(60):
     held.record_stream(streams[(i + 1) % 3])
     del held
     torch.cuda.synchronize()
-    tensor(1)  # when what waited is looked at
+    torch.cuda.empty_cache()  # when what waited is looked at, whatever else is done
     if i % 20 == 0:
         mark()
 mark()
@@ -250,7 +250,9 @@ def test_the_figures_of_the_cache_keep_the_equations(both):
         for part in PARTS:
             requested, allocated, active, reserved, unused = (stats[f"{name}.{part}.current"] for name in (
                 "requested_bytes", "allocated_bytes", "active_bytes", "reserved_bytes", "inactive_split_bytes"))
-            assert max(requested, allocated) <= active <= reserved and unused <= reserved - active, (at, part)
+            assert max(requested, allocated) <= active, (at, part)
+            if part == "all" or under_test.geometry().segments_by_size:
+                assert active <= reserved and unused <= reserved - active, (at, part)
         assert all(stats[name] >= 0 for name in GEOMETRY_COUNTERS)
 
 

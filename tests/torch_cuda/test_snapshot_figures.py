@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import under_test
 from cuda_memory import MIB, tensor
 
 
@@ -13,7 +14,7 @@ def figures_of(snapshot):
     found = {}
     for segment in snapshot:
         figures = found.setdefault(segment["device"], Counter())
-        pools = ("all", f"{segment['segment_type']}_pool")
+        pools = ("all", f"{segment['segment_type']}_pool") if under_test.geometry().segments_by_size else ("all",)
         whole = len(segment["blocks"]) == 1
         for pool in pools:
             figures[f"reserved_bytes.{pool}.current"] += segment["total_size"]

@@ -355,6 +355,8 @@ for new, _ in batches():
 """)
 
 script("callables that were made into graphs", """
+import warnings
+warnings.simplefilter("ignore")  # of the accumulation of gradients on another stream
 model = make_model(2)
 x, y = next(batches())
 model = torch.cuda.make_graphed_callables(model, (torch.randn_like(x),))
@@ -392,6 +394,7 @@ for layer in model:
 for parameter in model.parameters():
     parameter.register_hook(lambda gradient: gradient * 0.5)
 for x, y in batches():
+    x.requires_grad_(True)
     nn.functional.cross_entropy(model(x), y).backward()
 """)
 
@@ -690,6 +693,8 @@ del rows[:63]
 # Watching
 
 script("a profiler that watches memory", """
+import warnings
+warnings.simplefilter("ignore")
 model = make_model()
 with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
     for x, y in batches(2):

@@ -74,6 +74,7 @@ class Geometry:
     own_segment: int
     own_unit: int
     one_range: bool  # free neighbours merge whatever they were allocated as, and a free tail goes back on its own
+    segments_by_size: bool  # a segment of the small pool holds what counts as small (up to 1 MiB), and nothing else does
 
     def reserved(self, *sizes: int) -> int:
         def up(size: int, unit: int) -> int:
@@ -87,9 +88,9 @@ class Geometry:
 
 NEVER = 1 << 62
 GEOMETRY = {
-    "native": Geometry(1 * MIB, 2 * MIB, 20 * MIB, 10 * MIB, 2 * MIB, one_range=False),
-    "expandable": Geometry(1 * MIB, 2 * MIB, 20 * MIB, NEVER, 2 * MIB, one_range=True),
-    "ours": Geometry(256 << 10, 2 * MIB, 2 * MIB, NEVER, 2 * MIB, one_range=True),
+    "native": Geometry(1 * MIB, 2 * MIB, 20 * MIB, 10 * MIB, 2 * MIB, one_range=False, segments_by_size=True),
+    "expandable": Geometry(1 * MIB, 2 * MIB, 20 * MIB, NEVER, 2 * MIB, one_range=True, segments_by_size=True),
+    "ours": Geometry(256 << 10, 2 * MIB, 2 * MIB, NEVER, 2 * MIB, one_range=True, segments_by_size=False),
 }
 
 

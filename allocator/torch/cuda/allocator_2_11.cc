@@ -101,6 +101,7 @@ bool Allocator211::initialized() { return All().initialised(); }
 
 void Allocator211::emptyCache(c10::MempoolId_t pool) {
   for (Device* const device : All().AllOpen()) {
+    const Call call(device->Gather(RecordContext::ALL), pool);  // whose stack the entries of segments that go have
     if (pool == c10::MempoolId_t{0, 0}) {
       device->WithLock([](Statistics& statistics, History&) { statistics.CountSynchronisation(); });
       device->core().ReleaseCached();

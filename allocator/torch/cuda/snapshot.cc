@@ -4,6 +4,7 @@
 #include <deque>
 
 #include <c10/cuda/CUDAAllocatorConfig.h>
+#include <c10/cuda/CUDAFunctions.h>
 #include <c10/util/ApproximateClock.h>
 
 namespace gpuledger::pytorch {
@@ -58,7 +59,12 @@ void AddViews(const SegmentInfo& segment, c10::DeviceIndex device, MempoolId_t p
     if (seen.allocated) view.allocated_size += seen.size;
     if (seen.active) view.active_size += seen.size;
     if (seen.active) view.requested_size += seen.requested_size;
-    view.blocks.push_back(seen);
+    // Free neighbours are one block, as in PyTorch, also where a thread's cache holds them apart.
+    if (!seen.active && !view.blocks.empty() && !view.blocks.back().active) {
+      view.blocks.back().size += seen.size;
+    } else {
+      view.blocks.push_back(seen);
+    }
   }
 }
 
@@ -102,18 +108,22 @@ c10::cuda::CUDACachingAllocator::AllocatorConfigInfo Configuration() {
 SnapshotInfo Snapshot(Devices& devices, MempoolId_t pool, bool include_traces) {
   SnapshotInfo snapshot;
   snapshot.config_metadata = Configuration();
-  static const auto& unix_time = *new auto(c10::ApproximateClockToUnixTimeConverter().makeConverter());
+  static const auto& nanoseconds = *new auto(c10::ApproximateClockToUnixTimeConverter().makeConverter());
+  const auto unix_time = [](c10::approx_time_t time) { return nanoseconds(time) / 1000; };  // microseconds, as PyTorch has it
+  if (include_traces) snapshot.device_traces.resize(static_cast<size_t>(c10::cuda::device_count()));  // opened or not
   for (Device* const device : devices.AllOpen()) {
-    if (snapshot.device_traces.size() <= static_cast<size_t>(device->index())) snapshot.device_traces.resize(static_cast<size_t>(device->index()) + 1);
     std::vector<viewed::SegmentInfo> views = ViewsOf(*device);
     if (pool != MempoolId_t{0, 0}) std::erase_if(views, [&](const auto& view) { return view.owner_private_pool_id != pool; });
     device->WithLock([&](Statistics& statistics, History& history) {
       for (viewed::SegmentInfo& view : views) AddContexts(history, view);
+      if (include_traces) snapshot.device_traces.at(static_cast<size_t>(device->index())) = history.entries();
+      // In the next snapshot's traces, not in its own.
       history.Note(TraceEntry::SNAPSHOT, 0, static_cast<size_t>(statistics.active()), nullptr, {0, 0}, nullptr);
-      if (include_traces) snapshot.device_traces[static_cast<size_t>(device->index())] = history.entries();
     });
-    for (TraceEntry& entry : snapshot.device_traces[static_cast<size_t>(device->index())]) entry.time_.t_ = unix_time(entry.time_.approx_t_);
     snapshot.segments.insert(snapshot.segments.end(), std::make_move_iterator(views.begin()), std::make_move_iterator(views.end()));
+  }
+  for (std::vector<TraceEntry>& traces : snapshot.device_traces) {
+    for (TraceEntry& entry : traces) entry.time_.t_ = unix_time(entry.time_.approx_t_);
   }
   Annotations& annotations = Annotations::All();
   const std::lock_guard lock(annotations.mutex);
