@@ -7,6 +7,7 @@ other.
 import os
 
 import pytest
+import under_test
 
 # Ours says so, in one line, where a setting has no meaning for it.
 NOT_FOLLOWED = r"(gpuledger: PYTORCH_ALLOC_CONF: \w+ is not followed: [^\n]+\n)*"
@@ -179,6 +180,7 @@ assert (stat("oversize_allocations.current"), stat("oversize_allocations.freed")
 """, "max_split_size_mb:64")
 
 
+@pytest.mark.xfail(under_test.chosen() == "ours", strict=True, reason="graph_capture_record_stream_reuse is not followed yet")
 def test_a_block_is_used_again_inside_a_capture_once_its_streams_have_joined(program):
     program("""
 change("graph_capture_record_stream_reuse:True")

@@ -42,8 +42,9 @@ void Statistics::Note(const Record& record) {
       blocks_[pool].Increase(all);
       break;
     }
-    case RecordKind::kFreeRequested: Decrease({1, charged, requested, 0, 0}, pool); break;
-    case RecordKind::kFreeCompleted: Decrease({0, 0, 0, 1, charged}, pool); break;
+    // What was requested counts until the block is free, as in PyTorch.
+    case RecordKind::kFreeRequested: Decrease({1, charged, 0, 0, 0}, pool); break;
+    case RecordKind::kFreeCompleted: Decrease({0, 0, requested, 1, charged}, pool); break;
     case RecordKind::kMapped:
     case RecordKind::kUnmapped: {
       const Piece piece{record.address, record.charged.count(), record.kind == RecordKind::kMapped};
