@@ -1,21 +1,14 @@
 """`gpuledger load` of real and synthetic models on the CPU, beside transformers on the same files; a part of collect.py."""
 
 import importlib.util
-import json
 import pathlib
 import statistics
-import subprocess
 import sys
+
+from measured_run import run_json
 
 BENCH = pathlib.Path(__file__).resolve().parent
 SYNTHETIC = ["opt-350m", "qwen3.5-moe-4l"]
-
-
-def run_json(command):
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))} ended with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout)
 
 
 def directories(gpuledger, scratch, names):
@@ -33,17 +26,8 @@ def directories(gpuledger, scratch, names):
 
 def our_load(gpuledger, directory, threads):
     """The load's JSON with the peak resident size of its process."""
-    code = (
-        "import json, resource, subprocess, sys; done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, "
-        "stderr=subprocess.DEVNULL); result = json.loads(done.stdout); result['exit_code'] = done.returncode; "
-        "result['peak_rss'] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024; print(json.dumps(result))"
-    )
-    result = run_json(
-        [sys.executable, "-c", code, gpuledger, "load", directory, "--quant", "nf4", "--threads", str(threads), "--json"]
-    )
-    if result["exit_code"] != 0:
-        sys.exit(f"gpuledger load {directory} ended with exit code {result['exit_code']}")
-    return result
+    run = run_json([gpuledger, "load", directory, "--quant", "nf4", "--threads", str(threads), "--json"])
+    return {**run["result"], "peak_rss": run["resident_bytes"]}
 
 
 def measure(gpuledger, scratch, names, repetitions):
@@ -56,7 +40,7 @@ def measure(gpuledger, scratch, names, repetitions):
         for repetition in range(repetitions):
             ours.append(our_load(gpuledger, directory, 0))
             single.append(our_load(gpuledger, directory, 1))
-            theirs.append(run_json(transformers_command))
+            theirs.append(run_json(transformers_command)["result"])
             print(
                 f"  {name} {repetition + 1}/{repetitions}: gpuledger {ours[-1]['seconds']:.3f} s, "
                 f"transformers {theirs[-1]['seconds']:.3f} s",

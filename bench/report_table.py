@@ -4,29 +4,15 @@ A part of collect.py; by itself it prints the table. The target: 100 million eve
 """
 
 import argparse
-import json
-import os
 import pathlib
 import statistics
 import subprocess
 import tempfile
 
+from measured_run import run_json
+
 EVENTS = 100_000_000
 THREADS = (1, 4)
-
-
-def report(gpuledger, trace, *flags):
-    """Seconds, the most that was resident, and the object that was printed."""
-    command = [gpuledger, "report", trace, "--json", *flags]
-    read, write = os.pipe()
-    process = os.posix_spawn(command[0], [str(word) for word in command], os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, write, 1)])
-    os.close(write)
-    with os.fdopen(read) as printed:
-        result = json.load(printed)
-    _, status, usage = os.wait4(process, 0)
-    if status != 0:
-        raise SystemExit(f"gpuledger report {trace}: exit code {os.waitstatus_to_exitcode(status)}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, result
 
 
 def measure(gpuledger, scratch, repetitions, events=EVENTS):
@@ -37,13 +23,14 @@ def measure(gpuledger, scratch, repetitions, events=EVENTS):
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
             trace = pathlib.Path(folder) / "long.trace"
             subprocess.run([writer, trace, str(events), str(threads)], check=True)
-            runs = [report(gpuledger, trace) for _ in range(repetitions)]
-            blocks = report(gpuledger, trace, "--blocks")
-            entries = runs[0][2]["entries"]
+            command = [gpuledger, "report", trace, "--json"]
+            runs = [run_json(command) for _ in range(repetitions)]
+            blocks = run_json([*command, "--blocks"])
+            entries = runs[0]["result"]["entries"]
             rows.append({
                 "threads": threads, "entries": entries, "trace_bytes": trace.stat().st_blocks * 512,
-                "seconds": statistics.median(run[0] for run in runs), "resident_bytes": max(run[1] for run in runs),
-                "blocks_seconds": blocks[0], "blocks_resident_bytes": blocks[1],
+                "seconds": statistics.median(run["seconds"] for run in runs), "resident_bytes": max(run["resident_bytes"] for run in runs),
+                "blocks_seconds": blocks["seconds"], "blocks_resident_bytes": blocks["resident_bytes"],
             })
         row = rows[-1]
         print(f"  {entries:,} events of {threads} threads: {row['seconds']:.1f} s, {row['resident_bytes'] / 2**20:.0f} MiB", flush=True)
