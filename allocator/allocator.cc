@@ -1,6 +1,8 @@
 // The hot path of CachingAllocator: hand out, take back. What happens on a miss is in ladder.cc.
 #include "gpuledger/allocator.h"
 
+#include <algorithm>
+
 #include "allocator_impl.h"
 #include "fork_guard.h"
 
@@ -27,11 +29,12 @@ CachingAllocator::Impl::Impl(Upstream& its_upstream, AllocatorOptions its_option
 
 // ---- hand out ----------------------------------------------------------------------------------------------------------
 
-absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site, PoolId pool) noexcept {
+absl::StatusOr<DevicePtr> CachingAllocator::AllocateRaw(Bytes size, Stream stream, SiteId site, PoolId pool, Bytes room) noexcept {
   Impl& a = *impl_;
   if (size.is_zero()) return DevicePtr::Null(stream.device());
-  if (size > Impl::kLargestRequest || stream.device() != a.device) [[unlikely]] return a.BadRequest(size, stream);
-  const SizeClass size_class = SizeClass::For(size);
+  const Bytes held = std::max(size, room);
+  if (held > Impl::kLargestRequest || stream.device() != a.device) [[unlikely]] return a.BadRequest(held, stream);
+  const SizeClass size_class = SizeClass::For(held);
   ChargeRequest request{CurrentPayer(), size, size_class.charged(), stream.Canonical(), DevicePtr::Null(a.device), site};
   Ledger::Shard& shard = a.ledger.MyShard();
   Impl::Place place = a.FindPlace(shard, request.stream, pool);
@@ -103,22 +106,31 @@ void CachingAllocator::Impl::Welcome(Block* block, StreamCache* home) {
 // ---- take back ---------------------------------------------------------------------------------------------------------
 
 void CachingAllocator::Free(DevicePtr address) noexcept {
-  if (address.is_null()) return;
+  if (!address.is_null() && !TryFree(address)) [[unlikely]] impl_->ReportMisuse(address, "Free");
+}
+
+bool CachingAllocator::TryFree(DevicePtr address) noexcept {
   Impl& a = *impl_;
   Block* block = a.Claim(address, FrontState::kFreeing);
-  if (block == nullptr) [[unlikely]] return a.ReportMisuse(address, "Free");
+  if (block == nullptr) [[unlikely]] return false;
   Ledger::Shard& shard = a.ledger.MyShard();
-  if ((block->front.uses.load(std::memory_order_relaxed) & kUsedElsewhere) != 0) [[unlikely]] return a.FreePending(shard, block);
-
+  if ((block->front.uses.load(std::memory_order_relaxed) & kUsedElsewhere) != 0) [[unlikely]] {
+    a.FreePending(shard, block);
+    return true;
+  }
   StreamCache* const home = block->front.home;
   const bool at_home = home != nullptr && &home->shard == &shard;
   {
     SpinHold hold(shard.mutex);
     a.Uncharge(shard, block);
-    if (at_home && home->Push(block)) return;
+    if (at_home && home->Push(block)) return true;
   }
-  if (home == nullptr || at_home) return a.GiveBack(block);
-  if (home->Return(block)) [[unlikely]] a.GiveBackList(home->TakeReturned());
+  if (home == nullptr || at_home) {
+    a.GiveBack(block);
+  } else if (home->Return(block)) [[unlikely]] {
+    a.GiveBackList(home->TakeReturned());
+  }
+  return true;
 }
 
 void CachingAllocator::Impl::Uncharge(Ledger::Shard& shard, Block* block) {

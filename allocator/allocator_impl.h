@@ -116,15 +116,21 @@ struct CachingAllocator::Impl {
   [[nodiscard]] absl::Status Refusal() const;  // what a forked child is told
   // Calls those who asked to be told near the cap.
   void TellOfReserved() GPULEDGER_EXCLUDES(growth);
-  // Of a stream that is gone and waited for; null if there are none.
-  StreamPools* ReusablePools() GPULEDGER_REQUIRES(growth);
+  // Of a stream that is gone and waited for, or of anybody who is gone and left no memory there, only addresses: those will do for a
+  // private pool too, which takes nobody's memory. Null if there are none.
+  StreamPools* ReusablePools(PoolId id) GPULEDGER_REQUIRES(growth);
   absl::Status OutOfMemory(const Place& place, SizeClass size_class, const ChargeRequest& request, std::string_view why)
       GPULEDGER_REQUIRES(growth);
   // Empties thread caches into the pools: those of `pools` (null: of all) and, of the rest, those idle since the last look.
   void ReclaimCaches(const StreamPools* pools) GPULEDGER_REQUIRES(growth);
   // Blocks whose fences have passed go back to their pools; how many.
   uint64_t CompletePending() GPULEDGER_EXCLUDES(pending.mutex());
+  uint64_t Complete(const std::vector<Block*>& passed) GPULEDGER_EXCLUDES(pending.mutex());
   absl::Status WaitForPending() GPULEDGER_EXCLUDES(growth);
+
+  // ---- at an address (allocate_at.cc) ----
+
+  Block* TakeAt(const Place& place, DevicePtr address, Bytes charged) GPULEDGER_REQUIRES(growth);
 
   // ---- giving back (release.cc) ----
 

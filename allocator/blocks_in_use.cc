@@ -35,6 +35,14 @@ Block* CachingAllocator::Impl::Claim(DevicePtr address, FrontState to) const {
   return nullptr;
 }
 
+bool CachingAllocator::Owns(DevicePtr address) const noexcept {
+  const Impl& a = *impl_;
+  const Block* const block = address.device() == a.device ? a.blocks.Find(address.address()) : nullptr;
+  if (block == nullptr || block->front.address.load(std::memory_order_relaxed) != address.address()) return false;
+  const FrontState state = block->front.state.load(std::memory_order_relaxed);
+  return state == FrontState::kInUse || state == FrontState::kBusy;
+}
+
 namespace {
 
 // A block that is looked at: nobody frees it meanwhile.

@@ -46,8 +46,8 @@ gpuledger_status gpuledger_process_blocks(const char* owner, gpuledger_role role
       its_role = *named;
     }
     *count = 0;
-    ForEachAllocator([&](CachingAllocator& allocator) {
-      for (const LiveAllocation& a : allocator.ledger().live(InternOwner(owner))) {
+    ForEachKeeper([&](LedgerKeeper& keeper) {
+      for (const LiveAllocation& a : keeper.ledger().live(InternOwner(owner))) {
         if (a.pending || (its_role.has_value() && a.payer.role != *its_role)) continue;
         if (*count < room) addresses[*count] = a.address.address(), sizes[*count] = a.requested.count();
         ++*count;

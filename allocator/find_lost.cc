@@ -28,8 +28,13 @@ struct Extent {
 };
 struct Target {
   uint64_t begin, end;
-  uint32_t block;  // index
+  uint64_t mappings;  // 1, or where the driver notes what is mapped where: at each multiple of this, whatever blocks lie there
+  uint32_t block;     // index
   bool found;
+
+  // An address inside the block that the driver knows for itself shows no holder: nobody frees a block by it. The block's own first
+  // address does, also where it is such a multiple.
+  [[nodiscard]] bool IsNoted(uint64_t address) const { return mappings != 1 && address != begin && address % mappings == 0; }
 };
 
 // Sorted by address once Sort was called; overlaps are fine.
@@ -67,11 +72,14 @@ struct Search {
 
 void Search::Gather() {
   ForEachAllocator([this](CachingAllocator& allocator) {
+    const Upstream& upstream = allocator.upstream();
+    const uint64_t mappings = upstream.capabilities().host_accessible ? 1 : upstream.granularity().count();
     allocator.LockForFork();
     allocator.impl().VisitNotes([this](const void* place, size_t size) { notes.Add(place, size); },
-                                [this](const Charge::Entry& entry) {
+                                [this, mappings](const Charge::Entry& entry) {
                                   const uint64_t begin = entry.address.address();
-                                  targets.push_back({begin, begin + entry.requested.count(), static_cast<uint32_t>(blocks.size()), false});
+                                  const auto index = static_cast<uint32_t>(blocks.size());
+                                  targets.push_back({begin, begin + entry.requested.count(), mappings, index, false});
                                   blocks.push_back(entry.info());
                                 });
     allocator.impl().VisitRanges([this](Range range) { notes.Add(range.base.unsafe_host_pointer(), range.size.count()); });
@@ -85,7 +93,7 @@ void Search::Look(const uint64_t* words, size_t count, uint64_t address) {
   for (size_t i = 0; i < count; ++i) {
     if (words[i] - lowest >= span) [[likely]] continue;
     auto it = std::partition_point(targets.begin(), targets.end(), [word = words[i]](const Target& t) { return t.end <= word; });
-    if (it == targets.end() || words[i] < it->begin || it->found) continue;
+    if (it == targets.end() || words[i] < it->begin || it->found || it->IsNoted(words[i])) continue;
     const uint64_t place = address + i * sizeof(uint64_t);
     const Extent* note = notes.After(place);
     if (note == nullptr || place < note->begin) it->found = true;

@@ -1,11 +1,11 @@
-// allocator/fork_guard.h - fork finds every allocator whole, in one fixed order: allocators, their ledgers, then names.
+// allocator/fork_guard.h - fork finds every keeper of a ledger whole, in one fixed order: keepers, their ledgers, then names.
 #pragma once
 
 #include "gpuledger/allocator.h"
 
 namespace gpuledger {
 
-// Every live allocator is registered; the first registration sets up pthread_atfork.
+// Every live allocator is registered as a keeper (process.h); the first registration sets up pthread_atfork.
 void RegisterForFork(CachingAllocator* allocator);
 void UnregisterForFork(CachingAllocator* allocator);
 

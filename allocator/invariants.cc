@@ -127,7 +127,7 @@ std::vector<SegmentInfo> CachingAllocator::segments() const {
   std::vector<SegmentInfo> segments;
   MutexLock lock(a.growth);
   for (const auto& pool : a.placement.pools()) {
-    SegmentInfo segment{pool->range(), pool->stream(), {}};
+    SegmentInfo segment{pool->range(), pool->stream(), pool->use().id, pool->kind() == PoolKind::kSmall, {}};
     MutexLock pool_lock(pool->mutex);
     const AllShardsHeld held(a.ledger_owned);
     for (const Block* b = pool->first(); b != nullptr; b = b->right) {

@@ -99,8 +99,9 @@ Usage CachingAllocator::Impl::ExactUsage() const {
 
 // ---- pending blocks ------------------------------------------------------------------------------------------------------
 
-uint64_t CachingAllocator::Impl::CompletePending() {
-  const std::vector<Block*> passed = pending.TakePassed();
+uint64_t CachingAllocator::Impl::CompletePending() { return Complete(pending.TakePassed()); }
+
+uint64_t CachingAllocator::Impl::Complete(const std::vector<Block*>& passed) {
   if (passed.empty()) return 0;
   Ledger::Shard& shard = ledger.MyShard();
   for (Block* block : passed) {
@@ -120,6 +121,9 @@ absl::Status CachingAllocator::Impl::WaitForPending() {
 }
 
 uint64_t CachingAllocator::CompletePending() { return impl_->CompletePending(); }
+uint64_t CachingAllocator::TryCompletePending() {
+  return impl_->pending.any_fenced() ? impl_->Complete(impl_->pending.TryTakePassed()) : 0;
+}
 
 absl::Status CachingAllocator::Settle() {
   const absl::Status waited = impl_->WaitForPending();
@@ -166,9 +170,16 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
     pools->stream_is_gone = false;
     return pools.get();
   }
-  StreamPools* pools = id == kSharedPool ? ReusablePools() : nullptr;
+  StreamPools* pools = ReusablePools(id);
+  // A range is as good as endless, a process's addresses are not: so many are left lying for what is cached in them.
+  constexpr ptrdiff_t kMostLeftLying = 64;
+  if (pools == nullptr && std::count_if(stream_pools.begin(), stream_pools.end(), [](const auto& p) { return p->retired; }) >= kMostLeftLying) {
+    Release(Bytes(), Placement::kAnyTime);
+    pools = ReusablePools(id);
+  }
   if (pools == nullptr) pools = stream_pools.emplace_back(std::make_unique<StreamPools>()).get();
   pools->use = {.key = key, .id = id};
+  pools->stream_is_gone = false;
   for (const auto& [kind, pool] : {std::pair{PoolKind::kSmall, &pools->small}, std::pair{PoolKind::kLarge, &pools->large}}) {
     if (!mapping || *pool != nullptr) continue;
     absl::StatusOr<Pool*> fresh = placement.MakePool(pools->use, kind);
@@ -182,9 +193,16 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
   return pools;
 }
 
-StreamPools* CachingAllocator::Impl::ReusablePools() {
+StreamPools* CachingAllocator::Impl::ReusablePools(PoolId id) {
+  const auto holds_memory = [](Pool* pool) {
+    if (pool == nullptr) return true;  // its ranges came with their memory
+    PoolLock lock(*pool);
+    return pool->mapped() > Bytes();
+  };
   for (const auto& pools : stream_pools) {
-    if (pools->retired && pools->use.order == WorkOrder::kNone) return pools.get();
+    if (!pools->retired) continue;
+    if (id == kSharedPool && pools->use.order == WorkOrder::kNone) return pools.get();
+    if (!holds_memory(pools->small) && !holds_memory(pools->large)) return pools.get();
   }
   return nullptr;
 }

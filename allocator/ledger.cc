@@ -68,8 +68,11 @@ void Ledger::Impl::Complete(Shard& shard, Charge::Entry* entry, TimePoint now) {
   } else {
     GoCentral(shard, *entry, State::kUnused);
   }
-  if (was_in_use) Write(shard, RecordKind::kFreeRequested, *entry, now);
-  Write(shard, RecordKind::kFreeCompleted, *entry, now);
+  if (was_in_use) {
+    WriteFree(shard, *entry, now);
+  } else {
+    Write(shard, RecordKind::kFreeCompleted, *entry, now);
+  }
   entry->next = shard.unused;
   shard.unused = entry;
   shard.unused_count += 1;
@@ -78,12 +81,9 @@ void Ledger::Impl::Complete(Shard& shard, Charge::Entry* entry, TimePoint now) {
 
 // ---- records ---------------------------------------------------------------------------------------------------------
 
-void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) {
-  const uint64_t number = ++shard.sequence;
-  RecordSink* const to = sink();
-  if (to == nullptr) return;
+Record Ledger::Impl::RecordOf(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) const {
   Record record;
-  record.sequence = number;
+  record.sequence = shard.sequence;
   record.time = now;
   record.allocation = entry.id;
   record.address = entry.address.address();
@@ -98,7 +98,26 @@ void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& ent
   record.ledger = id;
   record.role = entry.payer.role;
   record.kind = kind;
-  to->Write(record);
+  return record;
+}
+
+void Ledger::Impl::Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) {
+  shard.sequence += 1;
+  if (RecordSink* const to = sink()) to->Write(RecordOf(shard, kind, entry, now));
+}
+
+void Ledger::Impl::WriteFree(Shard& shard, const Charge::Entry& entry, TimePoint now) {
+  RecordSink* const to = sink();
+  shard.sequence += 1;
+  if (to == nullptr) {
+    shard.sequence += 1;
+    return;
+  }
+  const Record requested = RecordOf(shard, RecordKind::kFreeRequested, entry, now);
+  Record completed = requested;
+  completed.sequence = shard.sequence += 1;
+  completed.kind = RecordKind::kFreeCompleted;
+  to->WriteFree(requested, completed);
 }
 
 void Ledger::Impl::WriteNote(Shard& shard, Record record, TimePoint now) {

@@ -226,6 +226,9 @@ struct Ledger::Impl {
     return shard.late ? ThisThread() : shard.thread;
   }
   void Write(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
+  void WriteFree(Shard& shard, const Charge::Entry& entry, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);
+  [[gnu::always_inline]] inline Record RecordOf(Shard& shard, RecordKind kind, const Charge::Entry& entry, TimePoint now) const
+      GPULEDGER_REQUIRES(shard.mutex);
   [[nodiscard]] RecordSink* sink() const { return own_sink != nullptr ? own_sink : DefaultRecordSink(); }
   LedgerMoment::Cut CutOf(Shard& shard) const GPULEDGER_REQUIRES(central);
   void WriteNote(Shard& shard, Record record, TimePoint now) GPULEDGER_REQUIRES(shard.mutex);

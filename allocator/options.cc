@@ -62,9 +62,10 @@ constexpr Option kOptions[] = {
 // Read by other parts of the project, and so known here too (tests/test_boundaries.py: none is missing).
 constexpr std::string_view kElsewhere[] = {"GPULEDGER_ATTACH", "GPULEDGER_BINARY", "GPULEDGER_FAKE_CUDA", "GPULEDGER_FUZZ_SECONDS",
                                            "GPULEDGER_GPU_OPERATIONS", "GPULEDGER_GPU_ROUNDS", "GPULEDGER_LIBRARY",
-                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_CUDA",
+                                           "GPULEDGER_MODEL_OPERATIONS", "GPULEDGER_MODEL_SEED", "GPULEDGER_TEST_ALLOCATOR", "GPULEDGER_TEST_CUDA",
                                            "GPULEDGER_SCALE_MINIMISE_SECONDS", "GPULEDGER_SCALE_OPERATIONS",
-                                           "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH_LIBRARY",
+                                           "GPULEDGER_TEST_CUDART", "GPULEDGER_TEST_SEED", "GPULEDGER_TORCH",
+                                           "GPULEDGER_TORCH_CUDA_LIBRARY", "GPULEDGER_TORCH_LIBRARY",
                                            "GPULEDGER_TRACE", "GPULEDGER_TRACE_LIMIT", "GPULEDGER_TRACES"};
 
 std::string KnownVariables() {

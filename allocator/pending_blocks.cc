@@ -29,6 +29,7 @@ void PendingBlocks::Add(Block* block) {
   users_.erase(users);
   TryFences();
   PassOne(block, done_);
+  NoteFenced();
 }
 
 void PendingBlocks::TryFences() {
@@ -73,13 +74,26 @@ void PendingBlocks::TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>
 }
 
 std::vector<Block*> PendingBlocks::TakePassed() {
-  std::vector<Block*> passed;
   MutexLock lock(mutex_);
+  return TakePassedLocked();
+}
+
+std::vector<Block*> PendingBlocks::TryTakePassed() {
+  if (!mutex_.TryLock()) return {};
+  std::vector<Block*> passed = TakePassedLocked();
+  mutex_.Unlock();
+  return passed;
+}
+
+std::vector<Block*> PendingBlocks::TakePassedLocked() {
+  std::vector<Block*> passed;
   passed.swap(done_);
-  if (blocks_ == 0) return passed;
-  TryFences();
-  for (auto& [stream, queue] : queues_) TakePassedOf(queue, passed);
-  std::erase_if(queues_, [](const auto& q) { return q.second.empty(); });
+  if (blocks_ > 0) {
+    TryFences();
+    for (auto& [stream, queue] : queues_) TakePassedOf(queue, passed);
+    std::erase_if(queues_, [](const auto& q) { return q.second.empty(); });
+  }
+  NoteFenced();
   return passed;
 }
 
@@ -91,6 +105,7 @@ absl::Status PendingBlocks::Wait() {
     TryFences();
     for (const auto& [stream, queue] : queues_) last.push_back(queue.back().fence);
     unfenced = !unfenced_.empty();
+    NoteFenced();
   }
   // Nothing is held here: the work that is waited for may itself wait for a thread that frees a block. A fence that another
   // thread drops meanwhile has passed.
@@ -121,6 +136,7 @@ absl::Status PendingBlocks::WaitForUnfenced() {
     PassOne(wanted.block, done_);
     return true;
   });
+  NoteFenced();
   return absl::OkStatus();
 }
 
@@ -132,6 +148,7 @@ void PendingBlocks::Forget(StreamKey stream) {
     PassOne(wanted.block, done_);
     return true;
   });
+  NoteFenced();
 }
 
 absl::flat_hash_set<Block*> PendingBlocks::All() const {
@@ -153,6 +170,7 @@ std::vector<Block*> PendingBlocks::TakeAll() {
   unfenced_.clear();
   done_.clear();
   blocks_ = 0;
+  NoteFenced();
   return {all.begin(), all.end()};
 }
 
@@ -165,6 +183,7 @@ void PendingBlocks::TakeIn(const std::vector<Block*>& pending) {
       if (here.contains(block)) continue;
       (users_.contains(block) ? about_to_come : done_).push_back(block);
     }
+    NoteFenced();
   }
   for (Block* block : about_to_come) Add(block);
 }

@@ -9,6 +9,7 @@
 // Thread-safe, under a mutex of its own, taken inside the growth mutex and outside of all others.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <vector>
 
@@ -37,6 +38,10 @@ class PendingBlocks {
   void Add(Block* block) GPULEDGER_EXCLUDES(mutex_);
   // Takes out the blocks whose fences have passed. Never waits.
   [[nodiscard]] std::vector<Block*> TakePassed() GPULEDGER_EXCLUDES(mutex_);
+  // Whether some wait for fences, or have passed: without, TakePassed finds nothing but what could not be fenced before. No lock.
+  [[nodiscard]] bool any_fenced() const { return any_fenced_.load(std::memory_order_relaxed); }
+  // TakePassed, but nothing if another thread has the lock: that one looks.
+  [[nodiscard]] std::vector<Block*> TryTakePassed() GPULEDGER_EXCLUDES(mutex_);
   // Waits for all that is pending now; TakePassed has it then. Holds no lock meanwhile. Synchronises the device if a fence
   // could not be recorded. An error says what could not be waited for; those blocks stay.
   absl::Status Wait() GPULEDGER_EXCLUDES(mutex_);
@@ -71,6 +76,10 @@ class PendingBlocks {
   [[nodiscard]] bool Capturing(const StreamKey& stream) const {
     return upstream_.Capturing(streams_may_vanish_ ? Stream::Default(stream.stream.device()) : stream.stream);
   }
+  [[nodiscard]] std::vector<Block*> TakePassedLocked() GPULEDGER_REQUIRES(mutex_);
+  void NoteFenced() GPULEDGER_REQUIRES(mutex_) {
+    any_fenced_.store(!queues_.empty() || !done_.empty(), std::memory_order_relaxed);
+  }
   void TryFences() GPULEDGER_REQUIRES(mutex_);
   void TakePassedOf(std::deque<Waiting>& queue, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
   void PassOne(Block* block, std::vector<Block*>& passed) GPULEDGER_REQUIRES(mutex_);
@@ -84,6 +93,7 @@ class PendingBlocks {
   uint64_t next_wanted_ GPULEDGER_GUARDED_BY(mutex_) = 0;
   std::vector<Block*> done_ GPULEDGER_GUARDED_BY(mutex_);  // passed, not yet taken out
   size_t blocks_ GPULEDGER_GUARDED_BY(mutex_) = 0;
+  std::atomic<bool> any_fenced_ = false;
 };
 
 }  // namespace gpuledger

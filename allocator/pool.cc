@@ -216,11 +216,17 @@ Block* Pool::CutOut(Block* block, Extent extent) {
   return block;
 }
 
-Block* Pool::Carve(Bytes offset, Bytes size) {
+Block* Pool::TakeAt(Bytes offset, Bytes size) {
   Block* block = CachedHolding({offset, size});
-  if (block == nullptr) Die("Pool::Carve: what was mapped is not cached");
+  if (block == nullptr) return nullptr;
   block = CutOut(block, {offset, size});
   block->space = Space::kTaken;
+  return block;
+}
+
+Block* Pool::Carve(Bytes offset, Bytes size) {
+  Block* const block = TakeAt(offset, size);
+  if (block == nullptr) Die("Pool::Carve: what was mapped is not cached");
   return block;
 }
 

@@ -102,6 +102,8 @@ class Pool {
   // The lowest-addressed cached block that fits, of its bin or the next non-empty one, cut to size; null on a miss. It is
   // taken. No upstream call; a host allocation only when more blocks exist than ever before.
   Block* Take(SizeClass size_class) GPULEDGER_REQUIRES(mutex);
+  // The cached memory at [offset, offset + size), cut out of its block: taken. Null if not all of it is cached.
+  Block* TakeAt(Bytes offset, Bytes size) GPULEDGER_REQUIRES(mutex);
   // Makes a taken block cached, and merges it with cached neighbours. `now` is the time of its free, for donors' order.
   void Put(Block* block, uint64_t now) GPULEDGER_REQUIRES(mutex);
 

@@ -13,12 +13,10 @@ void Add(Usage& sum, const Usage& u) {
   sum.count += u.count, sum.pending_count += u.pending_count;
 }
 
-DevicePtr AddressIn(const CachingAllocator& allocator, uint64_t address) { return {allocator.upstream().device(), address}; }
-
 absl::Status ForEachLedger(absl::FunctionRef<void(Ledger&)> visit) {
   bool any = false;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    visit(allocator.ledger());
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    visit(keeper.ledger());
     any = true;
   });
   return any ? absl::OkStatus() : absl::FailedPreconditionError("there is no allocator in this process, so no ledger that could know of a lineage");
@@ -28,8 +26,9 @@ absl::Status ForEachLedger(absl::FunctionRef<void(Ledger&)> visit) {
 
 Usage ProcessUsage(std::optional<OwnerId> owner, std::optional<Role> role) {
   Usage sum;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    const Ledger& l = allocator.ledger();
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    const Ledger& l = keeper.ledger();
+    l.Flush();
     if (owner.has_value()) {
       Add(sum, role.has_value() ? l.usage(*owner, *role) : l.usage(*owner));
     } else {
@@ -40,31 +39,31 @@ Usage ProcessUsage(std::optional<OwnerId> owner, std::optional<Role> role) {
 }
 
 void ResetProcessPeak() {
-  ForEachAllocator([](CachingAllocator& allocator) { allocator.ledger().ResetPeak(); });
+  ForEachKeeper([](LedgerKeeper& keeper) { keeper.ledger().ResetPeak(); });
 }
 
 absl::StatusOr<LiveAllocation> FindInProcess(uint64_t address) {
-  absl::StatusOr<LiveAllocation> found = absl::NotFoundError(fmt::format("no block in use or pending holds {:#x}, in any allocator", address));
-  ForEachAllocator([&](CachingAllocator& allocator) {
+  absl::StatusOr<LiveAllocation> found = absl::NotFoundError(fmt::format("no block in use or pending holds {:#x}, in any ledger", address));
+  ForEachKeeper([&](LedgerKeeper& keeper) {
     if (!found.ok()) {
-      if (absl::StatusOr<LiveAllocation> here = allocator.Find(AddressIn(allocator, address)); here.ok()) found = std::move(here);
+      if (absl::StatusOr<LiveAllocation> here = keeper.Find(address); here.ok()) found = std::move(here);
     }
   });
   return found;
 }
 
 absl::Status TransferInProcess(uint64_t address, Payer to) {
-  absl::Status done = absl::NotFoundError(fmt::format("no block in use starts at {:#x}, in any allocator", address));
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    if (!done.ok() && allocator.Transfer(AddressIn(allocator, address), to).ok()) done = absl::OkStatus();
+  absl::Status done = absl::NotFoundError(fmt::format("no block in use starts at {:#x}, in any ledger", address));
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    if (!done.ok() && keeper.Transfer(address, to).ok()) done = absl::OkStatus();
   });
   return done;
 }
 
 Lineage ProcessLineage(OwnerId weight) {
   Lineage sum;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    const Lineage here = allocator.ledger().lineage(weight);
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    const Lineage here = keeper.ledger().lineage(weight);
     if (sum.state != LineageState::kOpen && here.state != LineageState::kNone) sum.state = here.state;
     Add(sum.source, here.source), Add(sum.staging, here.staging), Add(sum.quantized, here.quantized);
   });
@@ -81,8 +80,8 @@ absl::Status CloseProcessLineage(OwnerId weight) {
 absl::StatusOr<ResidualOfGlob> ProcessResidual(std::string_view glob) {
   std::vector<LiveAllocation> held;  // of roles source and staging
   std::vector<OwnerId> open, closed;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    LedgerMoment moment = allocator.ledger().moment();
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    LedgerMoment moment = keeper.ledger().moment();
     for (const LiveAllocation& a : moment.live) {
       const bool residual_role = a.payer.role == Role::kSource || a.payer.role == Role::kStaging;
       if (residual_role && OwnerMatches(glob, OwnerName(a.payer.owner))) held.push_back(a);

@@ -2,12 +2,14 @@
 #include "scopes.h"
 
 #include <array>
+#include <atomic>
 #include <functional>
 #include <string>
 
 #include <absl/container/flat_hash_set.h>
 #include <fmt/format.h>
 
+#include "gpuledger/payer_source.h"
 #include "gpuledger/record.h"
 #include "sync.h"
 #include "this_thread.h"
@@ -15,7 +17,27 @@
 namespace gpuledger {
 namespace {
 
-thread_local OwnerScope* innermost_scope = nullptr;
+std::atomic<PayerSource*> payer_source = nullptr;
+
+struct ThreadScopes {
+  OwnerScope* innermost;
+  PublishedPayer* published;  // what the outermost scope found for as long as it lasts
+
+  void Enter(OwnerScope* scope, Payer payer) noexcept {
+    if (innermost == nullptr) {
+      PayerSource* const source = payer_source.load(std::memory_order_acquire);
+      published = source == nullptr ? nullptr : source->ScopeEntered();
+    }
+    innermost = scope;
+    if (published != nullptr) published->Set(payer);
+  }
+};
+thread_local constinit ThreadScopes scopes_of_thread{nullptr, nullptr};
+
+Payer PayerWithoutScope() noexcept {
+  PayerSource* const source = payer_source.load(std::memory_order_acquire);
+  return source == nullptr ? Payer{} : source->WithoutScope();
+}
 
 // Paths that a thread has joined, by a hash of both parts. Not a thread-local itself: the library's share of the static
 // thread-local storage is small, and a program that opens it late has little left.
@@ -81,22 +103,34 @@ OpenScopes& Open() {
 void LockScopesForFork() { Open().LockForFork(); }
 void UnlockScopesAfterFork() { Open().UnlockAfterFork(); }
 
-Payer CurrentPayer() noexcept { return innermost_scope == nullptr ? Payer{} : innermost_scope->payer_; }
+void SetPayerSource(PayerSource* source) noexcept { payer_source.store(source, std::memory_order_release); }
+
+void StopPublishing() noexcept { scopes_of_thread.published = nullptr; }
+
+Payer CurrentPayer() noexcept {
+  const OwnerScope* const innermost = scopes_of_thread.innermost;
+  return innermost != nullptr ? innermost->payer_ : PayerWithoutScope();
+}
 
 bool ScopeEnded(ScopeId scope) noexcept { return scope != ScopeId(0) && !Open().IsOpen(scope); }
 
-OwnerScope::OwnerScope(std::string_view path, Role role, Lifetime lifetime) : payer_(CurrentPayer()), outer_(innermost_scope) {
+OwnerScope::OwnerScope(std::string_view path, Role role, Lifetime lifetime) : payer_(CurrentPayer()), outer_(scopes_of_thread.innermost) {
   payer_.owner = Join(payer_.owner, path);
   payer_.role = role;
   if (lifetime == Lifetime::kTransient) payer_.scope = ends_ = Open().Open();
-  innermost_scope = this;
+  scopes_of_thread.Enter(this, payer_);
 }
 
-OwnerScope::OwnerScope(Payer payer) : payer_(payer), outer_(innermost_scope) { innermost_scope = this; }
+OwnerScope::OwnerScope(Payer payer) : payer_(payer), outer_(scopes_of_thread.innermost) { scopes_of_thread.Enter(this, payer_); }
 
 OwnerScope::~OwnerScope() {
-  if (innermost_scope != this) Die("OwnerScope: scopes of a thread end in the reverse order of their beginning");
-  innermost_scope = outer_;
+  ThreadScopes& here = scopes_of_thread;
+  if (here.innermost != this) Die("OwnerScope: scopes of a thread end in the reverse order of their beginning");
+  here.innermost = outer_;
+  if (here.published != nullptr) {
+    here.published->Set(outer_ == nullptr ? Payer{} : outer_->payer_);
+    if (outer_ == nullptr) here.published = nullptr;
+  }
   if (ends_ == ScopeId(0)) [[likely]] return;
   Open().End(ends_);
   if (RecordSink* sink = DefaultRecordSink()) sink->ScopeEnded(ends_);

@@ -1,7 +1,7 @@
 // The rungs of a miss over an upstream that cannot map (Capabilities::mapping): memory comes and goes as whole ranges.
 //
-// A stream has as many ranges as it needed, each a pool of its own, of 32 MiB at least where so much is left: small
-// blocks share them. A range goes back once all of it is cached. Nothing moves from one range or stream to another, so
+// A stream has as many ranges as it needed, each a pool of its own, of Capabilities::usual_range at least where so much is
+// left: small blocks share them. A range goes back once all of it is cached. Nothing moves from one range or stream to another, so
 // more is reserved than over an upstream that maps; the equations are the same.
 #include <algorithm>
 
@@ -10,12 +10,6 @@
 #include "allocator_impl.h"
 
 namespace gpuledger {
-namespace {
-
-constexpr Bytes kUsualRange = Bytes(uint64_t{32} << 20);
-
-}  // namespace
-
 absl::StatusOr<Block*> CachingAllocator::Impl::AllocateFromWholeRanges(const Place& place, SizeClass size_class, bool last) {
   // 1. The stream's ranges, now, and with the fences that have passed since, and with what caches hold.
   if (Block* block = TakeFromWholeRanges(place, size_class)) return block;
@@ -49,7 +43,7 @@ absl::StatusOr<Block*> CachingAllocator::Impl::BuyRange(const Place& place, Size
     return absl::ResourceExhaustedError(fmt::format("the cap is {}", ToString(options.cap)));
   }
   absl::StatusOr<Range> range = absl::ResourceExhaustedError("");
-  for (Bytes size = std::max(needed, kUsualRange.RoundUpTo(granularity));;
+  for (Bytes size = std::max(needed, upstream.capabilities().usual_range.RoundUpTo(granularity));;
        size = std::max(needed, (size / 2u).RoundUpTo(granularity))) {
     if (size <= options.cap - held) {
       placement.CountUpstreamCall();

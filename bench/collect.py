@@ -22,6 +22,7 @@ import record_table
 import replay_table
 import report_table
 import torch
+import torch_path
 import transformers
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -79,6 +80,7 @@ def markdown(result):
         lines.append(f"| {writers} | {ns(name)} | {rows[name]['ns_90_percent']:,.0f} |")
     machine = f"this machine ({result['description']})"
     lines += ["", *hot_path.markdown(result["hot_path"], result["hot_path_device"], machine)]
+    lines += ["", *torch_path.markdown(result["torch_path"], f"This machine ({result['description']})")]
     lines += ["", *record_table.markdown(result["record"]["loop"], result["record"]["benchmarks"])]
     lines += ["", *report_table.markdown(result["report"])]
     lines += ["", *replay_table.markdown(result["replay"])]
@@ -91,6 +93,7 @@ def main():
     arguments.add_argument("--allocator", type=pathlib.Path, required=True, help="JSON written by allocator_bench")
     arguments.add_argument("--record", type=pathlib.Path, required=True, help="JSON written by record_table.py")
     arguments.add_argument("--hot-path", type=pathlib.Path, required=True, help="JSON written by torch_cuda_bench")
+    arguments.add_argument("--torch-path", type=pathlib.Path, required=True, help="JSON written by torch_path.py")
     arguments.add_argument("--codec", type=pathlib.Path, required=True, help="JSON written by codec_bench")
     arguments.add_argument("--gpuledger", required=True, help="the gpuledger command")
     arguments.add_argument("--scratch", required=True, help="directory for synthetic models, 10 GB")
@@ -118,6 +121,7 @@ def main():
         "report": report_table.measure(options.gpuledger, options.scratch, options.repetitions),
         "hot_path": hot_path.medians(options.hot_path),
         "hot_path_device": hot_path.device(options.hot_path),
+        "torch_path": json.loads(options.torch_path.read_text()),
         "replay": replay_table.measure(options.gpuledger, options.repetitions),
         "codec": codec_table.measure(options.codec, options.repetitions),
         "loads": loads.measure(options.gpuledger, options.scratch, ["all-MiniLM-L6-v2", *loads.SYNTHETIC], options.repetitions),

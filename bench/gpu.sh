@@ -17,8 +17,9 @@ pack_arguments gpu_bench.py "$@"
 
 # shellcheck source=cmake/setup.sh
 source "$here/../cmake/setup.sh"
-pack_build torch_cuda_bench gpuledger_cli
+pack_build torch_cuda_bench gpuledger_cli gpuledger_torch_cuda
 pack_programs torch_cuda_bench gpuledger
+pack_library gpuledger_torch_cuda
 cp "$here/gpu.sh" "$here/gpu_bench.py" "$here/hot_path.py" "$pack/"
 if [[ -n ${GPULEDGER_TRACES:-} ]]; then
   mkdir -p "$pack/traces"

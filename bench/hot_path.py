@@ -47,10 +47,19 @@ def environment(base, fake=None):
     return made
 
 
-def command(program, out, repetitions):
-    """Repetitions are interleaved at random, so that a busy minute meets every allocator alike."""
+def command(program, out, repetitions, install=None):
+    """Repetitions are interleaved at random, so that a busy minute meets every allocator alike. `install`: ours under PyTorch
+    instead, which takes a process of its own."""
     return [str(program), f"--benchmark_repetitions={repetitions}", "--benchmark_min_time=0.2", "--benchmark_display_aggregates_only=true",
-            "--benchmark_enable_random_interleaving=true", f"--benchmark_out={out}", "--benchmark_out_format=json"]
+            "--benchmark_enable_random_interleaving=true", f"--benchmark_out={out}", "--benchmark_out_format=json",
+            *([f"--install={install}"] if install else [])]
+
+
+def merge(path, more):
+    """Adds the benchmarks of the JSON `more` to those of `path`."""
+    first, second = (json.loads(pathlib.Path(p).read_text()) for p in (path, more))
+    first["benchmarks"] += second["benchmarks"]
+    pathlib.Path(path).write_text(json.dumps(first))
 
 
 def medians(path):
@@ -120,6 +129,25 @@ def questions(rows):
     return lines
 
 
+def through_pytorch(rows):
+    """PyTorch's own calls, raw_alloc_with_stream and raw_delete, with our allocator under them."""
+    if "pair/gpuledger_in_torch/512" not in rows:
+        return ["Not measured: ours under PyTorch's calls (--library)."]
+    lines = ["### Through PyTorch: `raw_alloc` and `raw_delete` with ours under them", "", "Nanoseconds a pair; every change is in the ledger "
+             "and in PyTorch's figures, and no trace is written. A process of its own, right after the other.", "",
+             "| workload | gpuledger under PyTorch | PyTorch's own | ratio | PyTorch's own, history without stacks | ratio |",
+             "|---|---|---|---|---|---|"]
+    cases = ONE_THREAD + [(f"{text}, {threads} threads", f"{workload}/{{}}/threads:{threads}")
+                          for text, workload, counts in SEVERAL for threads in counts]
+    for text, pattern in cases:
+        ours, torch, history = (rows[pattern.format(name)] for name in ("gpuledger_in_torch", "torch", "torch_history"))
+        lines.append(f"| {text} | {ns(ours)} | {ns(torch)} | {ratio(ours, torch)} | {ns(history)} | {ratio(ours, history)} |")
+    for writers in (0, *THREADS):
+        ours, torch = (rows[f"usage/{name}/writers:{writers}"] for name in ("gpuledger_in_torch", "torch"))
+        lines.append(f"| `getDeviceStats`, {writers} threads writing | {ns(ours)} | {ns(torch)} | {ratio(ours, torch)} | | |")
+    return lines
+
+
 def quoted():
     lines = ["### RMM, quoted: another machine, not this run", "", f"Nanoseconds a pair in one thread, 64 KiB, 64 live a thread, own "
              f"streams. {QUOTED_FROM}.", "", "| resource | 1 thread | 4 threads | 16 threads |", "|---|---|---|---|"]
@@ -136,7 +164,7 @@ def markdown(rows, device_name, machine):
     if device_name.startswith("Fake"):
         lines[-1] += (" The device is the fake of `tests/fake_cuda`: no driver call is on a hit of ours; PyTorch's asks the runtime "
                       "for the current device at each allocation, which costs about 25 ns there.")
-    for part in (one_thread(rows), several_threads(rows), questions(rows), quoted()):
+    for part in (one_thread(rows), several_threads(rows), questions(rows), through_pytorch(rows), quoted()):
         lines += ["", *part]
     return lines
 
@@ -146,6 +174,7 @@ def main():
     parser.add_argument("--program", type=pathlib.Path, help="torch_cuda_bench")
     parser.add_argument("--fake", type=pathlib.Path, help="folder of the fake CUDA; without it, the real one")
     parser.add_argument("--out", type=pathlib.Path, help="JSON of Google Benchmark")
+    parser.add_argument("--library", type=pathlib.Path, help="libgpuledger_torch_cuda.so, for ours under PyTorch's calls")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--show", type=pathlib.Path, help="only print the tables of this JSON")
     options = parser.parse_args()
@@ -155,6 +184,12 @@ def main():
         fake = options.fake.resolve() if options.fake else None
         subprocess.run(command(options.program, options.out, options.repetitions), stdin=subprocess.DEVNULL, check=True,
                        env=environment(dict(os.environ), fake))
+        if options.library is not None:
+            more = options.out.with_suffix(".installed.json")
+            subprocess.run(command(options.program, more, options.repetitions, options.library.resolve()), stdin=subprocess.DEVNULL,
+                           check=True, env=environment(dict(os.environ), fake))
+            merge(options.out, more)
+            more.unlink()
     path = options.show or options.out
     print("\n".join(markdown(medians(path), device(path), "this machine")))
 

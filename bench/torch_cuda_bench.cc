@@ -1,7 +1,8 @@
 // The hot path on CUDA streams beside PyTorch's own caching allocator, in one program: the same workloads, the same streams.
 //
 // Ours runs over the CUDA upstream and writes every record in full. PyTorch's runs without recording ("torch"), and with its
-// history on but without stacks ("torch_history"). On whatever libcuda.so.1 and libcudart.so.13 the loader finds: a real
+// history on but without stacks ("torch_history"). With --install=libgpuledger_torch_cuda.so ours is put under PyTorch instead, and
+// the same calls of PyTorch's are measured ("gpuledger_in_torch"). On whatever libcuda.so.1 and libcudart.so.13 the loader finds: a real
 // device, or the fake one. bench/hot_path.py starts it so that it finds them.
 #include <dlfcn.h>
 
@@ -115,6 +116,14 @@ class Torch {
   }
 };
 
+// Before anything of CUDA is used.
+void Install(const char* path) {
+  void* const library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  if (library == nullptr) Die(dlerror());
+  const auto install = reinterpret_cast<int (*)()>(dlsym(library, "gpuledger_torch_cuda_install"));
+  if (install == nullptr || install() != 0) Die(std::string(path) + ": it could not be put under PyTorch");
+}
+
 std::string DeviceName() {
   StreamOf(0);
   char name[256] = "unknown";
@@ -134,12 +143,19 @@ int main(int argc, char** argv) {
     RegisterPairs<Source>(name);
     RegisterThreads<Source>(name);
   };
-  add(static_cast<Gpuledger*>(nullptr), "gpuledger");
-  add(static_cast<Torch<false>*>(nullptr), "torch");
-  add(static_cast<Torch<true>*>(nullptr), "torch_history");
-  RegisterUsage<Gpuledger>("gpuledger");
-  RegisterUsage<Torch<false>>("torch");
   benchmark::Initialize(&argc, argv);
+  const std::string_view last = argc > 1 ? argv[argc - 1] : "";
+  if (constexpr std::string_view kInstall = "--install="; last.substr(0, kInstall.size()) == kInstall) {
+    Install(argv[--argc] + kInstall.size());
+    add(static_cast<Torch<false>*>(nullptr), "gpuledger_in_torch");
+    RegisterUsage<Torch<false>>("gpuledger_in_torch");
+  } else {
+    add(static_cast<Gpuledger*>(nullptr), "gpuledger");
+    add(static_cast<Torch<false>*>(nullptr), "torch");
+    add(static_cast<Torch<true>*>(nullptr), "torch_history");
+    RegisterUsage<Gpuledger>("gpuledger");
+    RegisterUsage<Torch<false>>("torch");
+  }
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::AddCustomContext("device", DeviceName());
   benchmark::RunSpecifiedBenchmarks();

@@ -28,6 +28,11 @@ if(TARGET gpuledger_torch)
   endif()
 endif()
 
+if(TARGET gpuledger_torch_cuda)  # loaded at run time, never linked: not part of the package config
+  install(TARGETS gpuledger_torch_cuda)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/allocator/torch/cuda/include/ TYPE INCLUDE FILES_MATCHING PATTERN "*.h")
+endif()
+
 if(TARGET gpuledger_cli)
   install(TARGETS gpuledger_cli)
 endif()

@@ -2,7 +2,7 @@
 
 The fake has to be there before torch is imported, and must not be there for the other tests. So a session of these
 folders alone (`pytest tests/torch_cuda`) switches it on; in any other session each of their files is one test, which
-runs that file in a session of its own.
+runs that file in a session of its own. A file about PyTorch's memory is one test for each allocator (under_test.py).
 """
 
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS / "fake_cuda"))
+sys.path[:0] = [str(TESTS / "fake_cuda"), str(TESTS / "torch_cuda")]
 import fake_cuda  # noqa: E402
+import under_test  # noqa: E402
 
 CUDA_FOLDERS = [TESTS / "fake_cuda", TESTS / "torch_cuda"]
 here = pytest.StashKey[bool]()
@@ -31,11 +32,12 @@ def pytest_configure(config):
     config.stash[closing_lines] = []
     if config.stash[here]:
         fake_cuda.switch_on(devices=2, cublas=True)
+        under_test.switch_on()
 
 
 def pytest_report_header(config):
     if config.stash[here]:
-        return "CUDA: the fake one" if fake_cuda.is_on() else "CUDA: the real one"
+        return f"CUDA: the {'fake' if fake_cuda.is_on() else 'real'} one, allocator: {under_test.chosen()}"
 
 
 def pytest_pycollect_makemodule(module_path, parent):
@@ -45,16 +47,24 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 class FileOfItsOwn(pytest.File):
     def collect(self):
-        yield SessionOfItsOwn.from_parent(self, name="in_a_session_of_its_own")
+        if not self.path.is_relative_to(TESTS / "torch_cuda"):
+            yield SessionOfItsOwn.from_parent(self, name="in_a_session_of_its_own", allocator="native")
+            return
+        for allocator in under_test.sessions(self.path.name):
+            yield SessionOfItsOwn.from_parent(self, name=f"in_a_session_of_its_own[{allocator}]", allocator=allocator)
 
 
 class SessionOfItsOwn(pytest.Item):
+    def __init__(self, *, allocator, **keywords):
+        super().__init__(**keywords)
+        self.allocator = allocator
+
     def runtest(self):
+        environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"} | {"GPULEDGER_TEST_ALLOCATOR": self.allocator}
         done = subprocess.run([sys.executable, "-m", "pytest", "--color=no", str(self.path)], capture_output=True, text=True,
-                              stdin=subprocess.DEVNULL, cwd=TESTS.parent, timeout=900,
-                              env={k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"})
+                              stdin=subprocess.DEVNULL, cwd=TESTS.parent, timeout=900, env=environment)
         closing = (done.stdout.splitlines() or [""])[-1].strip("= ")
-        self.config.stash[closing_lines].append(f"{self.path.relative_to(TESTS.parent)}: {closing}")
+        self.config.stash[closing_lines].append(f"{self.path.relative_to(TESTS.parent)}, {self.allocator}: {closing}")
         assert done.returncode == 0, f"\n{done.stdout}\n{done.stderr}"
 
     def repr_failure(self, excinfo, style=None):

@@ -39,6 +39,7 @@ cd "$ROOT"
 export GPULEDGER_BINARY=$ROOT/build/$preset/bin/gpuledger
 export GPULEDGER_LIBRARY=$ROOT/build/$preset/lib/libgpuledger.so
 export GPULEDGER_TORCH_LIBRARY=$ROOT/build/$preset/lib/libgpuledger_torch.so
+export GPULEDGER_TORCH_CUDA_LIBRARY=$ROOT/build/$preset/lib/libgpuledger_torch_cuda.so
 export GPULEDGER_FAKE_CUDA=$ROOT/build/$preset/fake_cuda
 failed=0
 say "C++ tests, preset $preset"

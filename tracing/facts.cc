@@ -36,8 +36,8 @@ Facts& All() {
 
 absl::flat_hash_set<AllocationId> EverythingLive() {
   absl::flat_hash_set<AllocationId> live;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    for (const LiveAllocation& a : allocator.ledger().live()) live.insert(a.id);
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    for (const LiveAllocation& a : keeper.ledger().live()) live.insert(a.id);
   });
   return live;
 }

@@ -141,9 +141,9 @@ absl::StatusOr<Recorder*> Recorder::StartOfProcess(const RecorderOptions& option
   Sink().forked = false;
   lock.unlock();  // whoever waits for it may be inside a ledger, which a snapshot stops
   if (!recorder.ok()) return recorder;
-  // Who has made no allocator yet writes all it ever does: a snapshot would fold its first steps for nothing.
+  // Who has no ledger yet writes all it ever does: a snapshot would fold its first steps for nothing.
   Beginning beginning = Beginning::kEmpty;
-  ForEachAllocator([&](CachingAllocator&) { beginning = Beginning::kSnapshotNow; });
+  ForEachKeeper([&](LedgerKeeper&) { beginning = Beginning::kSnapshotNow; });
   return Serve(*recorder, beginning);
 }
 

@@ -66,9 +66,9 @@ uint64_t Recorder::Impl::WriteSnapshot() {
   SnapshotSegments to;
   std::vector<LedgerMoment> moments;
   std::vector<Bytes> reserved;
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    moments.push_back(allocator.ledger().moment());
-    reserved.push_back(allocator.totals().reserved);
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    moments.push_back(keeper.ledger().moment());
+    reserved.push_back(keeper.totals().reserved);
   });
   const auto name = [&](OwnerId owner) { to.Add({.kind = Extra::kOwner, .id = owner.value(), .text = OwnerName(owner)}); };
   // What entries after the cut may refer to: all that the file has named, and all that the moments name.

@@ -26,7 +26,7 @@ struct Settle::Impl {
   bool completed = false;
   std::string not_completed = "streams were not waited for";
 
-  void Begin(CachingAllocator& allocator);
+  void Begin(LedgerKeeper& keeper);
   void Step(SettleStep step);
   void LearnFacts();
 };
@@ -45,9 +45,9 @@ void Wipe(std::vector<LiveAllocation>& allocations) {
 
 }  // namespace
 
-void Settle::Impl::Begin(CachingAllocator& allocator) {
-  LedgerMoment moment = allocator.ledger().moment();
-  const uint64_t now = allocator.upstream().now().value();
+void Settle::Impl::Begin(LedgerKeeper& keeper) {
+  LedgerMoment moment = keeper.ledger().moment();
+  const uint64_t now = keeper.now().value();
   Bytes in_use, pending;
   for (const LiveAllocation& a : moment.live) {
     LiveBlock block;
@@ -70,7 +70,7 @@ void Settle::Impl::Begin(CachingAllocator& allocator) {
                          ToString(moment.usage.in_use), ToString(moment.usage.pending));
   }
   Wipe(moment.live);
-  const Totals totals = allocator.totals();
+  const Totals totals = keeper.totals();
   ledgers.in_use += in_use, ledgers.pending += pending, ledgers.live += in_use + pending;
   ledgers.rounding += moment.usage.in_use - moment.usage.requested;
   ledgers.reserved += totals.reserved, ledgers.cached += totals.cached;
@@ -84,7 +84,7 @@ void Settle::Impl::Begin(CachingAllocator& allocator) {
 Settle::Settle() : impl_(std::make_unique<Impl>()) {
   Tell(SettleStep::kBegin);
   impl_->facts_before = NewestFact();
-  ForEachAllocator([this](CachingAllocator& allocator) { impl_->Begin(allocator); });
+  ForEachKeeper([this](LedgerKeeper& keeper) { impl_->Begin(keeper); });
   std::stable_sort(impl_->ledgers.at_peak.begin(), impl_->ledgers.at_peak.end(),
                    [](const PeakShare& a, const PeakShare& b) { return a.bytes > b.bytes; });
 }
@@ -99,8 +99,8 @@ void Settle::Impl::Step(SettleStep step) {
   };
   absl::flat_hash_map<AllocationId, Now> live;
   context.open_lineages.clear(), context.closed_lineages.clear();
-  ForEachAllocator([&](CachingAllocator& allocator) {
-    LedgerMoment moment = allocator.ledger().moment();
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    LedgerMoment moment = keeper.ledger().moment();
     for (const LiveAllocation& a : moment.live) live.emplace(a.id, Now{a.payer, a.pending});
     Wipe(moment.live);
     context.open_lineages.insert(context.open_lineages.end(), moment.open_lineages.begin(), moment.open_lineages.end());
@@ -130,9 +130,9 @@ void Settle::Impl::Step(SettleStep step) {
 
 absl::Status Settle::Complete() {
   absl::Status first;
-  ForEachAllocator([&](CachingAllocator& allocator) {
+  ForEachKeeper([&](LedgerKeeper& keeper) {
     // Other threads may go on freeing: what counts is whether the blocks that were pending have completed (below).
-    if (const absl::Status s = allocator.Settle(); !s.ok() && first.ok()) first = s;
+    if (const absl::Status s = keeper.Settle(); !s.ok() && first.ok()) first = s;
   });
   impl_->Step(SettleStep::kCompleted);
   const bool left = std::any_of(impl_->blocks.begin(), impl_->blocks.end(), [](const LiveBlock& b) { return b.pending && !b.gone; });

@@ -4,8 +4,9 @@
 
 namespace gpuledger::cuda {
 
-absl::StatusOr<std::unique_ptr<PrimaryContext>> PrimaryContext::Retain(const Driver& driver, int ordinal) {
-  const std::string what = fmt::format("CudaUpstream::Open of device {}", ordinal);
+absl::StatusOr<std::unique_ptr<PrimaryContext>> PrimaryContext::Retain(const Driver& driver, int ordinal,
+                                                                        std::string_view call) {
+  const std::string what = fmt::format("{} of device {}", call, ordinal);
   int count = 0;
   if (const Result result = driver.cuDeviceGetCount(&count); result != kSuccess) {
     return CudaStatus(driver, result, "cuDeviceGetCount", what);

@@ -12,14 +12,17 @@ namespace gpuledger::cuda {
 
 class PrimaryContext {
  public:
-  // Retains the primary context of the device with this ordinal, the one that the runtime API and PyTorch use.
-  static absl::StatusOr<std::unique_ptr<PrimaryContext>> Retain(const Driver& driver, int ordinal);
+  // Retains the primary context of the device with this ordinal, the one that the runtime API and PyTorch use. `call` is who
+  // asks, for errors.
+  static absl::StatusOr<std::unique_ptr<PrimaryContext>> Retain(const Driver& driver, int ordinal,
+                                                                std::string_view call = "CudaUpstream::Open");
   ~PrimaryContext();  // releases it, except in a forked child
   PrimaryContext(const PrimaryContext&) = delete;
   PrimaryContext& operator=(const PrimaryContext&) = delete;
 
   [[nodiscard]] const Driver& driver() const { return driver_; }
   [[nodiscard]] Device device() const { return device_; }
+  [[nodiscard]] Context raw() const { return context_; }
   [[nodiscard]] bool in_forked_child() const { return ForkGeneration() != generation_; }
   // The device's attribute; 0 if the driver does not know it.
   [[nodiscard]] int attribute(Attribute which) const;

@@ -6,10 +6,7 @@
 
 #include <fmt/format.h>
 
-#include "context.h"
-#include "fences.h"
-#include "sync.h"
-#include "upstream_books.h"
+#include "cuda_upstream_state.h"
 
 namespace gpuledger {
 
@@ -43,33 +40,21 @@ absl::Status CheckOptions(const cuda::PrimaryContext& context, const CudaOptions
   return status;
 }
 
+bool CanMap(const cuda::PrimaryContext& context) { return context.attribute(cuda::kVirtualMemoryManagementSupported) != 0; }
+
 }  // namespace
 
-struct CudaUpstream::State {
-  State(std::unique_ptr<cuda::PrimaryContext> its_context, DeviceId device, Bytes total, Bytes granularity,
-        bool mapping, const CudaOptions& its_options)
-      : context(std::move(its_context)),
-        options(its_options),
-        capabilities({.aliasing = mapping, .host_accessible = false, .mapping = mapping, .survives_fork = false}),
-        books(device, total, granularity, capabilities),
-        fences(*context, device) {}
-
-  [[nodiscard]] const cuda::Driver& driver() const { return context->driver(); }
-  absl::Status Said(cuda::Result result, std::string_view call, std::string_view what) const {
-    return cuda::CudaStatus(driver(), result, call, what);
-  }
-  // Addresses with memory, a multiple of the granularity.
-  absl::StatusOr<uint64_t> BuyRange(Bytes size) GPULEDGER_REQUIRES(mutex);
-
-  const std::unique_ptr<cuda::PrimaryContext> context;
-  const CudaOptions options;
-  const Capabilities capabilities;
-  mutable Mutex mutex;  // held during the driver's calls too: what is mapped where changes in one step
-  UpstreamBooks books GPULEDGER_GUARDED_BY(mutex);
-  // What cuMemAlloc returned, by the base of the range that was cut out of it.
-  std::map<uint64_t, cuda::Address> bought GPULEDGER_GUARDED_BY(mutex);
-  cuda::Fences fences;
-};
+absl::StatusOr<CudaOptions> CudaUpstream::Possible(DeviceId device) {
+  const absl::StatusOr<const cuda::Driver*> driver = cuda::LoadDriver();
+  if (!driver.ok()) return driver.status();
+  const absl::StatusOr<std::unique_ptr<cuda::PrimaryContext>> context =
+      cuda::PrimaryContext::Retain(**driver, device.value(), "CudaUpstream::Possible");
+  if (!context.ok()) return context.status();
+  const bool mapping = CanMap(**context);
+  return CudaOptions{.exportable = mapping && (*context)->attribute(cuda::kPosixFileDescriptorSupported) != 0,
+                     .gpu_direct_rdma = mapping && (*context)->attribute(cuda::kGpuDirectRdmaWithVmmSupported) != 0,
+                     .mapping = mapping};
+}
 
 absl::StatusOr<std::unique_ptr<CudaUpstream>> CudaUpstream::Open(DeviceId device, const CudaOptions& options) {
   const absl::StatusOr<const cuda::Driver*> driver = cuda::LoadDriver();
@@ -77,7 +62,7 @@ absl::StatusOr<std::unique_ptr<CudaUpstream>> CudaUpstream::Open(DeviceId device
   absl::StatusOr<std::unique_ptr<cuda::PrimaryContext>> context =
       cuda::PrimaryContext::Retain(**driver, device.value());
   if (!context.ok()) return context.status();
-  const bool mapping = options.mapping && (*context)->attribute(cuda::kVirtualMemoryManagementSupported) != 0;
+  const bool mapping = options.mapping && CanMap(**context);
   if (absl::Status status = CheckOptions(**context, options, mapping); !status.ok()) return status;
 
   const std::string what = fmt::format("CudaUpstream::Open of device {}", device.value());
@@ -226,7 +211,9 @@ absl::Status CudaUpstream::ReleaseHandle(HandleId handle) {
   MutexLock lock(s.mutex);
   if (absl::Status status = s.books.CheckRelease(handle); !status.ok()) return status;
   absl::Status status = s.Said(s.driver().cuMemRelease(s.books.handle(handle).place), "cuMemRelease", "ReleaseHandle");
-  if (status.ok()) s.books.RemoveHandle(handle);
+  if (!status.ok()) return status;
+  s.exported.erase(handle);  // a descriptor would keep the memory
+  s.books.RemoveHandle(handle);
   return status;
 }
 
@@ -241,8 +228,7 @@ absl::Status CudaUpstream::Map(DevicePtr address, HandleId handle) {
   const auto what = [&] { return fmt::format("Map of {} at {:#x}", ToString(mapped.size), address.address()); };
   cuda::Result result = s.driver().cuMemMap(address.address(), size, 0, mapped.place, 0);
   if (result != cuda::kSuccess) return s.Said(result, "cuMemMap", what());
-  const cuda::AccessDescription access = {{cuda::kLocationTypeDevice, s.context->device()}, cuda::kAccessReadWrite};
-  result = s.driver().cuMemSetAccess(address.address(), size, &access, 1);
+  result = s.driver().cuMemSetAccess(address.address(), size, s.access.data(), s.access.size());
   if (result != cuda::kSuccess) {
     s.driver().cuMemUnmap(address.address(), size);
     return s.Said(result, "cuMemSetAccess", what());

@@ -35,6 +35,7 @@ enum Result : int {
   kInvalidHandle = 400,
   kNotReady = 600,
   kIllegalAddress = 700,
+  kPeerAccessAlreadyEnabled = 704,
   kContextIsDestroyed = 709,
   kLaunchFailed = 719,
   kNotPermitted = 800,
@@ -98,12 +99,14 @@ struct AccessDescription {  // CUmemAccessDesc
   X(cuDeviceGet, 2000, (Device * device, int ordinal))                                                               \
   X(cuDeviceGetAttribute, 2000, (int* value, Attribute attribute, Device device))                                    \
   X(cuDeviceTotalMem, 3020, (size_t * bytes, Device device))                                                         \
+  X(cuDeviceCanAccessPeer, 4000, (int* can, Device device, Device peer))                                             \
   X(cuDevicePrimaryCtxRetain, 7000, (Context * context, Device device))                                              \
   X(cuDevicePrimaryCtxRelease, 11000, (Device device))                                                               \
   X(cuCtxGetCurrent, 4000, (Context * context))                                                                      \
   X(cuCtxPushCurrent, 4000, (Context context))                                                                       \
   X(cuCtxPopCurrent, 4000, (Context * context))                                                                      \
   X(cuCtxSynchronize, 2000, ())                                                                                      \
+  X(cuCtxEnablePeerAccess, 4000, (Context peer, unsigned flags))                                                     \
   X(cuThreadExchangeStreamCaptureMode, 10010, (CaptureMode * mode))                                                  \
   X(cuMemGetInfo, 3020, (size_t * free, size_t * total))                                                             \
   X(cuMemAlloc, 3020, (Address * address, size_t size))                                                              \
@@ -116,6 +119,8 @@ struct AccessDescription {  // CUmemAccessDesc
   X(cuMemMap, 10020, (Address address, size_t size, size_t offset, Memory memory, uint64_t flags))                   \
   X(cuMemUnmap, 10020, (Address address, size_t size))                                                               \
   X(cuMemSetAccess, 10020, (Address address, size_t size, const AccessDescription* description, size_t count))       \
+  X(cuMemExportToShareableHandle, 10020, (void* shareable, Memory memory, int type, uint64_t flags))                 \
+  X(cuMemImportFromShareableHandle, 10020, (Memory * memory, void* shareable, int type))                             \
   X(cuMemsetD32Async, 3020, (Address address, unsigned word, size_t count, StreamHandle stream))                     \
   X(cuMemcpyDtoHAsync, 3020, (void* host, Address address, size_t size, StreamHandle stream))                        \
   X(cuStreamIsCapturing, 10000, (StreamHandle stream, CaptureStatus * status))                                       \

@@ -1,44 +1,13 @@
-// The C boundary of the LibTorch part: one Guard turns statuses and exceptions into codes and a sentence.
-#include <exception>
-#include <string_view>
-
+// The LibTorch part for C: installing, holders, Consume.
 #include <c10/core/TensorImpl.h>
 #include <fmt/format.h>
 
-#include "gpuledger/c_status.h"
 #include "gpuledger/gpuledger_torch.h"
 #include "holders.h"
+#include "torch_guard.h"
 
 namespace gpuledger::pytorch {
 namespace {
-
-int CodeOf(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kOk: return GPULEDGER_TORCH_OK;
-    case absl::StatusCode::kInvalidArgument: return GPULEDGER_TORCH_INVALID_ARGUMENT;
-    case absl::StatusCode::kFailedPrecondition: return GPULEDGER_TORCH_SHARED;
-    case absl::StatusCode::kPermissionDenied: return GPULEDGER_TORCH_NOT_OURS;
-    case absl::StatusCode::kResourceExhausted: return GPULEDGER_TORCH_OUT_OF_MEMORY;
-    default: return GPULEDGER_TORCH_INTERNAL;
-  }
-}
-
-template <class Body>
-int TorchGuard(Body&& body) noexcept {
-  try {
-    const absl::Status status = body();
-    if (!status.ok()) SetLastError(std::string_view(status.message().data(), status.message().size()));
-    return CodeOf(status);
-  } catch (const std::bad_alloc&) {
-    SetLastError("the host is out of memory");
-    return GPULEDGER_TORCH_OUT_OF_MEMORY;
-  } catch (const std::exception& error) {
-    SetLastError(error.what());
-  } catch (...) {
-    SetLastError("an unknown exception");
-  }
-  return GPULEDGER_TORCH_INTERNAL;
-}
 
 void Fill(const HolderCounts& holders, gpuledger_torch_report* out) {
   out->tensor_handles = holders.tensor_handles;

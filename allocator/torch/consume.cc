@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <fmt/format.h>
 
+#include "gpuledger/process.h"
 #include "holders.h"
 
 namespace gpuledger::pytorch {
@@ -14,24 +15,34 @@ void* DataOf(const c10::StorageImpl& storage) {
   return const_cast<c10::StorageImpl&>(storage)._mutable_data_ptr_no_checks().get();
 }
 
-// The ledger's charge for the storage; none if its bytes were not bought through our allocator.
-std::optional<LiveAllocation> ChargeOf(const c10::StorageImpl& storage) {
-  CachingAllocator* const allocator = CpuAllocator();
+// The charge for a storage, and whose ledger has it.
+struct Charged {
+  LedgerKeeper* keeper;
+  LiveAllocation charge;
+};
+
+// None if the storage's bytes are in no ledger, of whatever device.
+std::optional<Charged> ChargeOf(const c10::StorageImpl& storage) {
   void* const data = DataOf(storage);
-  if (allocator == nullptr || data == nullptr || storage.device_type() != c10::DeviceType::CPU) return std::nullopt;
-  const DevicePtr address(allocator->upstream().device(), reinterpret_cast<uint64_t>(data));
-  const absl::StatusOr<LiveAllocation> charge = allocator->Find(address);
-  if (!charge.ok()) return std::nullopt;
-  return *charge;
+  std::optional<Charged> found;
+  if (data == nullptr) return found;
+  ForEachKeeper([&](LedgerKeeper& keeper) {
+    if (found) return;
+    const absl::StatusOr<LiveAllocation> charge = keeper.Find(reinterpret_cast<uint64_t>(data));
+    if (charge.ok()) found = {&keeper, *charge};
+  });
+  return found;
 }
 
-bool StillLive(const LiveAllocation& charge) {
-  const absl::StatusOr<LiveAllocation> now = CpuAllocator()->Find(charge.address);
-  return now.ok() && now->id == charge.id;
+// In use: a block that waits for another stream's work is freed.
+bool StillInUse(const Charged& charged) {
+  const absl::StatusOr<LiveAllocation> now = charged.keeper->Find(charged.charge.address.address());
+  return now.ok() && now->id == charged.charge.id && !now->pending;
 }
 
-Bytes SourceAndStaging(OwnerId owner) {
-  const Ledger& ledger = CpuAllocator()->ledger();
+Bytes SourceAndStaging(const Charged& charged) {
+  const Ledger& ledger = charged.keeper->ledger();
+  const OwnerId owner = charged.charge.payer.owner;
   const Usage source = ledger.usage(owner, Role::kSource);
   const Usage staging = ledger.usage(owner, Role::kStaging);
   return source.in_use + source.pending + staging.in_use + staging.pending;
@@ -76,10 +87,10 @@ absl::StatusOr<ConsumeReport> ConsumeStorage(c10::TensorImpl& impl, OwnReference
   if (DataOf(storage) == nullptr && !report.bytes.is_zero()) {
     return absl::InvalidArgumentError(fmt::format("weight '{}': the tensor's bytes were consumed before", weight));
   }
-  const std::optional<LiveAllocation> charge = ChargeOf(storage);
-  if (charge) {
-    report.payer = charge->payer;
-    report.charged = charge->charged;
+  const std::optional<Charged> charged = ChargeOf(storage);
+  if (charged) {
+    report.payer = charged->charge.payer;
+    report.charged = charged->charge.charged;
   }
   report.obstacle = Obstacle(storage);
   if (!report.obstacle.empty() && policy != ConsumePolicy::kReport) {
@@ -102,13 +113,13 @@ absl::StatusOr<ConsumeReport> ConsumeStorage(c10::TensorImpl& impl, OwnReference
 
   if (report.obstacle.empty() && !(shared && policy == ConsumePolicy::kReport)) {
     if (!report.bytes.is_zero()) Poison(storage, weight);
-    if (charge && StillLive(*charge)) {
+    if (charged && StillInUse(*charged)) {
       return absl::InternalError(
           fmt::format("weight '{}': its storage was dropped, but the ledger still has it", weight));
     }
     report.freed = true;
   }
-  if (charge) report.remaining = SourceAndStaging(charge->payer.owner);
+  if (charged) report.remaining = SourceAndStaging(*charged);
   return report;
 }
 

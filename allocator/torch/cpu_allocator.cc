@@ -7,6 +7,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/util/Exception.h>
 
+#include "carried_payer.h"
 #include "gpuledger/host_upstream.h"
 #include "gpuledger/torch.h"
 #include "holders.h"
@@ -84,6 +85,7 @@ absl::Status Install(const AllocatorOptions& options) {
   // From Python this is called with the GIL, and allocations are made without it: what takes call stacks gets to know the
   // interpreter here.
   static_cast<void>(CurrentSite());
+  CarryPayers();
   const std::lock_guard guard(Lock());
   if (state == nullptr) {
     state = new State(options);

@@ -136,7 +136,12 @@ std::string Obstacle(const c10::StorageImpl& storage) {
     return fmt::format("its bytes are a mapped file or shared memory ({})", map->filename());
   }
   if (storage.allocator() == nullptr || data.get_context() == nullptr) {
-    return "its bytes are a blob that something else owns (from_blob, from_numpy, shared memory)";
+    return "its bytes are a blob that something else owns (from_blob, from_numpy, shared memory, another process)";
+  }
+  // What frees it is not what frees its allocator's memory: PyTorch wraps what it has sent to another process.
+  if (storage.device_type() == c10::DeviceType::CUDA && storage.allocator()->raw_deleter() != nullptr &&
+      storage.allocator()->raw_deleter() != data.get_deleter()) {
+    return "its bytes are in use elsewhere, such as by a process that it was sent to";
   }
   if (!storage.resizable()) {
     return "its bytes were exported (a NumPy array, a slice of a storage): it is marked not resizable";

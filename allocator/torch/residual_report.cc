@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "gpuledger/layer_names.h"
+#include "gpuledger/process.h"
 #include "gpuledger/torch.h"
 
 namespace gpuledger::pytorch {
@@ -18,18 +19,32 @@ struct Left {
   HolderCounts holders;
 };
 
-std::vector<Left> Collect(const Ledger& ledger) {
+// Of all allocators; a weight that is left on two devices counts once.
+std::vector<Left> Collect() {
   std::vector<Left> all;
-  for (const Residual& residual : ledger.residuals()) {
-    Left left{std::string(OwnerName(residual.weight)), {}, residual.bytes, 0, {}};
-    for (const WatchedStorage& storage : Holders(residual.weight)) {
+  std::map<OwnerId, size_t> by_weight;
+  ForEachAllocator([&](CachingAllocator& allocator) {
+    for (const Residual& residual : allocator.ledger().residuals()) {
+      const auto [found, is_new] = by_weight.emplace(residual.weight, all.size());
+      if (is_new) all.push_back({std::string(OwnerName(residual.weight)), {}, Bytes(), 0, {}});
+      all[found->second].bytes += residual.bytes;
+    }
+  });
+  for (const auto& [weight, index] : by_weight) {
+    Left& left = all[index];
+    for (const WatchedStorage& storage : Holders(weight)) {
       if (storage.size.is_zero()) continue;  // its bytes are gone
       ++left.storages;
       left.holders += storage.holders;
     }
-    all.push_back(left);
   }
   return all;
+}
+
+uint64_t OpenLineages() {
+  uint64_t open = 0;
+  ForEachAllocator([&open](const CachingAllocator& allocator) { open += allocator.ledger().open_lineages(); });
+  return open;
 }
 
 // Weights with the same bytes and holders, alike but for their layer, as one; the order stays that of the first of each.
@@ -58,13 +73,12 @@ std::string Count(const HolderCounts& holders) {
 }  // namespace
 
 std::string ResidualReport(const ResidualReportOptions& options) {
-  const Ledger& ledger = CpuAllocator()->ledger();
-  const std::vector<Left> all = Collect(ledger);
+  const std::vector<Left> all = Collect();
   const auto paint = [&](std::string_view code, std::string_view text) {
     return options.colour ? fmt::format("\x1b[{}m{}\x1b[0m", code, text) : std::string(text);
   };
   std::string out;
-  if (const uint64_t open = ledger.open_lineages(); open > 0) {
+  if (const uint64_t open = OpenLineages(); open > 0) {
     out +=
         fmt::format("{} {} still being quantized: not the last word.\n", open, open == 1 ? "weight is" : "weights are");
   }

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -52,6 +53,58 @@ TYPED_TEST(AllocatorContract, ReusesABlockAtOnceOnItsStream) {
   const uint64_t calls = this->allocator.totals().upstream_calls;
   EXPECT_EQ(this->allocator.Allocate(1_MiB, S(0))->ptr(), first);
   EXPECT_EQ(this->allocator.totals().upstream_calls, calls);
+}
+
+TYPED_TEST(AllocatorContract, PutsBlocksWhereTheyWere) {
+  CachingAllocator& a = this->allocator;
+  const PoolId pool = a.CreatePool();
+  std::vector<std::pair<DevicePtr, Bytes>> blocks;
+  for (const Bytes size : {512_B, 700_B, 70_KiB, 1_MiB, 3_MiB}) blocks.emplace_back(*a.AllocateRaw(size, S(1), kNoSite, pool), size);
+  for (const auto& [block, size] : blocks) a.Free(block);
+  const Bytes reserved = a.totals().reserved;
+  for (size_t i = blocks.size(); i-- > 0;) {
+    const auto& [block, size] = blocks[i];
+    EXPECT_EQ(a.AllocateAt(block, size, S(1), kNoSite, pool), absl::OkStatus());
+    EXPECT_TRUE(a.Owns(block));
+    EXPECT_EQ(a.AllocateAt(block, size, S(1), kNoSite, pool).code(), absl::StatusCode::kFailedPrecondition);  // it is in use
+  }
+  EXPECT_EQ(a.totals().reserved, reserved);
+  for (const auto& [block, size] : blocks) a.Free(block);
+  EXPECT_EQ(a.AllocateAt(blocks[0].first, 512_B, S(2), kNoSite, pool).code(), absl::StatusCode::kFailedPrecondition);  // another stream
+  EXPECT_EQ(a.AllocateAt(blocks[0].first, 512_B, S(1)).code(), absl::StatusCode::kFailedPrecondition);                 // another pool
+  EXPECT_EQ(a.AllocateAt(blocks[0].first, 0_B, S(1), kNoSite, pool).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(a.AllocateAt(blocks[0].first + 1_B, 512_B, S(1), kNoSite, pool).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(a.Owns(blocks[0].first));
+  EXPECT_EQ(a.totals().in_use, 0_B);
+}
+
+TYPED_TEST(AllocatorContract, ChargesRoomThatIsAskedForAsRounding) {
+  const DevicePtr block = *this->allocator.AllocateRaw(1000_B, S(0), kNoSite, kSharedPool, 2_MiB);
+  const Usage usage = this->allocator.ledger().usage();
+  EXPECT_EQ(usage.in_use, 2_MiB);
+  EXPECT_EQ(usage.requested, 1000_B);
+  this->allocator.Free(block);
+  const DevicePtr other = *this->allocator.AllocateRaw(1000_B, S(0), kNoSite, kSharedPool, 1_B);
+  EXPECT_EQ(this->allocator.totals().in_use, 1_KiB);
+  this->allocator.Free(other);
+}
+
+TYPED_TEST(AllocatorContract, TellsWhosePoolASegmentIs) {
+  CachingAllocator& a = this->allocator;
+  const PoolId pool = a.CreatePool();
+  const DevicePtr small = *a.AllocateRaw(1_KiB, S(0)), large = *a.AllocateRaw(1_MiB, S(1), kNoSite, pool);
+  const auto segment_of = [&](DevicePtr block) {
+    const std::vector<SegmentInfo> segments = a.segments();
+    return *std::find_if(segments.begin(), segments.end(), [&](const SegmentInfo& s) {
+      return s.range.base.address() <= block.address() && block.address() < (s.range.base + s.range.size).address();
+    });
+  };
+  EXPECT_EQ(segment_of(small).pool, kSharedPool);
+  EXPECT_TRUE(segment_of(small).small);
+  EXPECT_EQ(segment_of(large).pool, pool);
+  EXPECT_FALSE(segment_of(large).small);
+  a.Free(small);
+  a.Free(large);
 }
 
 TYPED_TEST(AllocatorContract, GivesZeroBytesAsTheNullBuffer) {

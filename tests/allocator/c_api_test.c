@@ -29,6 +29,8 @@ int main(void) {
   gpuledger_totals totals;
   gpuledger_payer payer, nobody = {UINT32_MAX, 0, 0};
   gpuledger_lineage lineage;
+  gpuledger_device device;
+  gpuledger_owner_usage owners;
   uint64_t block = 0, bytes = 0, count = 0, outer = 0, inner = 0;
   const char* const path = "c/entered";
   uint64_t places[1] = {0}, sizes[1] = {0};
@@ -79,6 +81,14 @@ int main(void) {
   EXPECT(gpuledger_process_blocks("c/weight", 1, places, sizes, 1, &count) == GPULEDGER_OK && count == 1 && places[0] == block && sizes[0] == 1000);
   EXPECT(gpuledger_process_blocks("c/weight", 0, NULL, NULL, 0, &count) == GPULEDGER_OK && count == 0);
   EXPECT(gpuledger_process_blocks("c/weight", -1, NULL, NULL, 1, &count) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_process_devices(NULL, 0, &count) == GPULEDGER_OK && count == 1);
+  EXPECT(gpuledger_process_devices(&device, 1, &count) == GPULEDGER_OK && strcmp(device.upstream, "host-anonymous") == 0 && device.number == 0);
+  EXPECT(device.in_use == 1024 && device.reserved == device.in_use + device.pending + device.cached && device.total >= device.free && device.external == 0);
+  EXPECT(gpuledger_process_owners("host-anonymous", 0, &owners, 1, &count) == GPULEDGER_OK && count == 1);
+  EXPECT(strcmp(owners.owner, "c/weight") == 0 && owners.role == 1 && owners.usage.in_use == 1024);
+  EXPECT(gpuledger_process_owners("host-anonymous", 1, NULL, 0, &count) == GPULEDGER_NOT_FOUND);
+  EXPECT(gpuledger_process_owners(NULL, 0, NULL, 0, &count) == GPULEDGER_INVALID_ARGUMENT);
+  EXPECT(gpuledger_process_devices(NULL, 1, &count) == GPULEDGER_INVALID_ARGUMENT);
   EXPECT(gpuledger_process_reset_peak() == GPULEDGER_OK);
   EXPECT(gpuledger_transfer(a, block, "c/other", 2) == GPULEDGER_OK);
   EXPECT(gpuledger_residual(a, "c/weight", &bytes, NULL) == GPULEDGER_OK && bytes == 0);

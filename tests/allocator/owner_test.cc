@@ -1,5 +1,6 @@
 #include "gpuledger/owner.h"
 #include "gpuledger/layer_names.h"
+#include "gpuledger/payer_source.h"
 
 #include <gtest/gtest.h>
 
@@ -91,6 +92,64 @@ TEST(OwnerScopeTest, JoinsTheRightPathWhenManyTakeTurns) {
       ASSERT_EQ(OwnerName(CurrentPayer().owner), outer + "/" + path);
     }
   }
+}
+
+// Whom this thread works for, and where it publishes what it pays as.
+class TestPayerSource final : public PayerSource {
+ public:
+  TestPayerSource() { SetPayerSource(this); }
+  ~TestPayerSource() override { SetPayerSource(nullptr); }
+  Payer WithoutScope() noexcept override { return carried; }
+  PublishedPayer* ScopeEntered() noexcept override {
+    ++entered;
+    return publish ? &published : nullptr;
+  }
+  Payer carried{InternOwner("caller"), Role::kScratch, ScopeId(7)};
+  PublishedPayer published;
+  bool publish = true;
+  int entered = 0;
+};
+
+TEST(PayerSourceTest, SaysWhomAThreadWithoutAScopePaysAsAndWhatItsScopesNestIn) {
+  const TestPayerSource source;
+  EXPECT_EQ(OwnerName(CurrentPayer().owner), "caller");
+  EXPECT_EQ(CurrentPayer().role, Role::kScratch);
+  {
+    const OwnerScope scope("own", Role::kCache);
+    EXPECT_EQ(OwnerName(CurrentPayer().owner), "caller/own");
+    EXPECT_EQ(CurrentPayer().scope, ScopeId(7));
+  }
+  const OwnerScope nobody{Payer{}};  // adopted as it is
+  EXPECT_EQ(CurrentPayer().owner, kUnattributed);
+}
+
+TEST(PayerSourceTest, SeesTheInnermostScopeUntilTheThreadHasLeftTheOutermost) {
+  TestPayerSource source;
+  source.carried = {};
+  const auto published = [&source] { return OwnerName(source.published.Get().owner); };
+  {
+    const OwnerScope outer("outer", Role::kStaging);
+    EXPECT_EQ(published(), "outer");
+    {
+      const OwnerScope inner("inner", Role::kGradient);
+      EXPECT_EQ(published(), "outer/inner");
+      EXPECT_EQ(source.published.Get().role, Role::kGradient);
+    }
+    EXPECT_EQ(published(), "outer");
+  }
+  EXPECT_EQ(published(), "unattributed");
+  EXPECT_EQ(source.entered, 1);
+}
+
+TEST(PayerSourceTest, GetsNothingWhereItWantsNothingOrNoMore) {
+  TestPayerSource source;
+  source.publish = false;
+  { const OwnerScope scope("unseen", Role::kOther); }
+  source.publish = true;
+  const OwnerScope outer("seen", Role::kOther);
+  StopPublishing();
+  const OwnerScope inner("after", Role::kOther);
+  EXPECT_EQ(OwnerName(source.published.Get().owner), "caller/seen");
 }
 
 TEST(OwnerScopeDeathTest, EndsTheProgramWhenScopesEndOutOfOrder) {

@@ -7,9 +7,14 @@
 
 #include <atomic>
 #include <memory>
+#include <string_view>
 #include <thread>
+#include <tuple>
+#include <utility>
+#include <vector>
 
 #include "gpuledger/fake_upstream.h"
+#include "gpuledger/gpuledger.h"
 #include "gpuledger/host_upstream.h"
 
 namespace gpuledger {
@@ -91,6 +96,97 @@ TEST(ProcessTest, AForkedChildOwesNoVisits) {
   EXPECT_EQ(status, 0);
   done = true;
   visitor.join();
+}
+
+TEST(ProcessTest, SumsHoldWhatOtherThreadsHoldBack) {
+  HostAnonymousUpstream host;
+  CachingAllocator allocator(host, AllocatorOptions());
+  std::atomic<int> step = 0;
+  std::vector<Buffer> held;
+  held.push_back(*allocator.Allocate(1_MiB, kStream));  // a peak that is not reached again
+  held.clear();
+  std::thread other([&] {
+    for (int i = 0; i < 100; ++i) held.push_back(*allocator.Allocate(1024_B, kStream));
+    for (int i = 0; i < 40; ++i) held.pop_back();
+    step = 1;
+    while (step != 2) std::this_thread::yield();  // an ending thread hands in what it held back
+  });
+  while (step != 1) std::this_thread::yield();
+  EXPECT_EQ(ProcessUsage().in_use, 1024_B * 60u);
+  EXPECT_EQ(ProcessUsage(kUnattributed).count, 60u);
+  step = 2;
+  other.join();
+}
+
+// A keeper that is no allocator.
+class LedgerAlone final : public LedgerKeeper {
+ public:
+  explicit LedgerAlone(DeviceId device) : ledger_(device, clock_) { RegisterKeeper(this); }
+  ~LedgerAlone() override { UnregisterKeeper(this); }
+  Ledger& ledger() override { return ledger_; }
+  [[nodiscard]] TimePoint now() const override { return clock_.now(); }
+  [[nodiscard]] Totals totals() const override { return {}; }
+  [[nodiscard]] std::string_view memory_name() const override { return "somebody's"; }
+  [[nodiscard]] MemoryInfo memory_info() const override { return {1_KiB, 2_KiB}; }
+  [[nodiscard]] absl::StatusOr<LiveAllocation> Find(uint64_t address) const override {
+    if (held != nullptr && held->info().address.address() == address) return held->info();
+    return absl::NotFoundError("not here");
+  }
+  absl::Status Transfer(uint64_t address, Payer to) override {
+    if (!Find(address).ok()) return absl::NotFoundError("not here");
+    ledger_.Transfer(*held, to);
+    return absl::OkStatus();
+  }
+  absl::Status Settle() override { return absl::OkStatus(); }
+  void LockForFork() override { ledger_.LockForFork(); }
+  void UnlockAfterFork() override { ledger_.UnlockAfterFork(); }
+  void ForgetOtherThreads() override { ledger_.ForgetOtherThreads(); }
+
+ private:
+  FakeUpstream clock_;
+  Ledger ledger_;
+
+ public:
+  std::unique_ptr<Charge> held;
+};
+
+TEST(ProcessTest, KnowsLedgersThatNoAllocatorKeeps) {
+  FakeUpstream fake;
+  CachingAllocator allocator(fake, AllocatorOptions());
+  LedgerAlone alone(DeviceId(3));
+  const OwnerId owner = InternOwner("process/alone");
+  const Buffer one = *allocator.Allocate(512_B, kStream);
+  alone.held = std::make_unique<Charge>(alone.ledger().Debit(
+      {{owner, Role::kSource}, 1000_B, 1024_B, Stream::Default(DeviceId(3)), DevicePtr(DeviceId(3), 0x1000)}));
+  EXPECT_EQ(ProcessUsage().in_use, 1536_B);
+  EXPECT_EQ(FindInProcess(0x1000)->payer.owner, owner);
+  ASSERT_TRUE(OpenProcessLineage(owner).ok());
+  EXPECT_EQ(ProcessLineage(owner).source.in_use, 1024_B);
+  ASSERT_TRUE(CloseProcessLineage(owner).ok());
+  EXPECT_EQ(ProcessResidual("process/alone")->bytes, 1024_B);
+  ASSERT_TRUE(TransferInProcess(0x1000, {InternOwner("process/elsewhere"), Role::kOther}).ok());
+  EXPECT_EQ(ProcessUsage(owner).in_use, Bytes());
+  gpuledger_device devices[2];
+  uint64_t count = 0;
+  ASSERT_EQ(gpuledger_process_devices(devices, 2, &count), GPULEDGER_OK);
+  EXPECT_EQ(count, 2);
+  EXPECT_EQ(std::string_view(devices[1].upstream), "somebody's");
+  EXPECT_EQ(std::tuple(devices[1].number, devices[1].total, devices[1].free), std::tuple(3, 2048, 1024));
+  gpuledger_owner_usage owners[1];
+  ASSERT_EQ(gpuledger_process_owners("somebody's", 3, owners, 1, &count), GPULEDGER_OK);
+  EXPECT_EQ(std::pair(std::string_view(owners[0].owner), owners[0].usage.in_use), std::pair(std::string_view("process/elsewhere"), uint64_t{1024}));
+  int keepers = 0, allocators = 0;
+  ForEachKeeper([&](LedgerKeeper&) { ++keepers; });
+  ForEachAllocator([&](CachingAllocator& a) {
+    EXPECT_EQ(&a, &allocator);
+    ++allocators;
+  });
+  EXPECT_EQ(std::pair(keepers, allocators), std::pair(2, 1));
+  const pid_t child = fork();
+  if (child == 0) _exit(ProcessUsage().in_use == 1536_B && alone.ledger().CheckInvariants().ok() ? 0 : 1);
+  int status = 0;
+  waitpid(child, &status, 0);
+  EXPECT_EQ(status, 0);
 }
 
 }  // namespace

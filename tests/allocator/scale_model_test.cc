@@ -147,6 +147,32 @@ TEST(ScaleModelFound, ABlockWhoseUserIsGoneIsStillCountedAsPending) {
   });
 }
 
+TEST(ScaleModelFound, APrivatePoolInTheRangeOfOneThatIsGoneKeepsItsMemory) {
+  Replay({.slots = 2048, .hold = false, .per_thread = false}, {
+    {.what = Do::kCreatePool},
+    {.what = Do::kAllocate, .payer = 8, .pool = 1, .slot = 672, .value = 1},
+    {.what = Do::kAllocate, .stream = 1, .payer = 10, .pool = 1, .slot = 1305, .value = 449},
+    {.what = Do::kFree, .slot = 1305},
+    {.what = Do::kFree, .slot = 672},
+    {.what = Do::kAllocate, .stream = 2, .payer = 10, .pool = 1, .slot = 913, .value = 12},
+    {.what = Do::kAllocate, .stream = 4, .payer = 6, .pool = 1, .slot = 1361, .value = 2247},
+    {.what = Do::kRetire, .stream = 4},
+    {.what = Do::kReleasePool},
+    {.what = Do::kFree, .slot = 913},
+    {.what = Do::kFree, .slot = 1361},
+    {.what = Do::kRelease},
+    {.what = Do::kCreatePool, .pool = 2},
+    {.what = Do::kAllocate, .payer = 11, .pool = 3, .slot = 940, .value = 18},
+    {.what = Do::kAllocate, .stream = 3, .payer = 3, .pool = 3, .slot = 934, .value = 1498},
+    {.what = Do::kAllocate, .stream = 4, .payer = 6, .pool = 3, .slot = 1394, .value = 945},
+    {.what = Do::kAllocate, .stream = 2, .payer = 3, .pool = 3, .slot = 1342, .value = 496},
+    {.what = Do::kReleasePool, .pool = 2},
+    {.what = Do::kRelease},
+    {.what = Do::kFree, .slot = 1342},
+    {.what = Do::kRelease},
+  });
+}
+
 TEST(ScaleModel, PrintsASequenceThatCompilesAsARegression) {
   const Scene scene{.memory = 33554432u, .slots = 64};
   const Operation operations[] = {{.what = Do::kAllocate, .stream = 1, .slot = 3, .value = 512}, {.what = Do::kFree, .slot = 3}};

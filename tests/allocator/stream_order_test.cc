@@ -144,6 +144,44 @@ TEST_F(StreamOrderTest, APrivatePoolServesItselfFromWhatWasFreedInIt) {
   for (const LiveAllocation& live : allocator.ledger().live()) allocator.Free(live.address);
 }
 
+TEST_F(StreamOrderTest, PrivatePoolsOneAfterTheOtherUseTheSameAddresses) {
+  uint64_t reserved = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const PoolId graph = allocator.CreatePool();
+    const DevicePtr small = Allocate(1_KiB, S(1), graph), large = Allocate(3_MiB, S(1), graph);
+    allocator.Free(small);
+    allocator.Free(large);
+    ASSERT_TRUE(allocator.ReleasePool(graph).ok());
+    allocator.ReleaseCached();
+    if (i == 0) reserved = upstream.calls(UpstreamCall::kReserve);
+  }
+  EXPECT_EQ(upstream.calls(UpstreamCall::kReserve), reserved);
+  EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants();
+}
+
+TEST_F(StreamOrderTest, PrivatePoolsThatLeaveMemoryBehindDoNotUseUpTheAddresses) {
+  for (int i = 0; i < 1000; ++i) {
+    const PoolId graph = allocator.CreatePool();
+    allocator.Free(Allocate(3_MiB, S(1), graph));
+    ASSERT_TRUE(allocator.ReleasePool(graph).ok());
+  }
+  EXPECT_LE(upstream.calls(UpstreamCall::kReserve), 200u);
+  EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants();
+}
+
+TEST_F(StreamOrderTest, APrivatePoolTakesNoMemoryThatAnotherLeft) {
+  const PoolId first = allocator.CreatePool(), second = allocator.CreatePool();
+  const DevicePtr kept = Allocate(3_MiB, S(1), first);
+  ASSERT_TRUE(allocator.ReleasePool(first).ok());
+  const DevicePtr other = Allocate(3_MiB, S(1), second);
+  allocator.Free(kept);
+  const DevicePtr more = Allocate(3_MiB, S(1), second);
+  EXPECT_NE(more, kept);
+  EXPECT_TRUE(allocator.CheckInvariants().ok()) << allocator.CheckInvariants();
+  allocator.Free(other);
+  allocator.Free(more);
+}
+
 TEST_F(StreamOrderTest, NothingOfAPrivatePoolGoesElsewhereWhileItLives) {
   allocator.set_cap(8_MiB);
   const PoolId graph = allocator.CreatePool();

@@ -1,5 +1,7 @@
 // Opens device 0 and says how it went: "open", or the error. The upstream ends after main(), with something mapped.
+// `open_cuda DEVICE` then allows that device the memory: "allowed", or the error.
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "gpuledger/cuda_upstream.h"
@@ -13,13 +15,17 @@ std::unique_ptr<gpuledger::CudaUpstream>& Upstream() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   Upstream();
   absl::StatusOr<std::unique_ptr<gpuledger::CudaUpstream>> opened =
       gpuledger::CudaUpstream::Open(gpuledger::DeviceId(0));
   std::printf("%s\n", opened.ok() ? "open" : opened.status().ToString().c_str());
   if (!opened.ok()) return 3;
   Upstream() = *std::move(opened);
+  if (argc > 1) {
+    const absl::Status peer = Upstream()->AllowPeer(gpuledger::DeviceId(std::atoi(argv[1])));
+    std::printf("%s\n", peer.ok() ? "allowed" : peer.ToString().c_str());
+  }
   const auto range = Upstream()->Reserve(Upstream()->granularity());
   const auto handle = Upstream()->CreateHandle(Upstream()->granularity());
   if (!range.ok() || !handle.ok() || !Upstream()->Map(range->base, *handle).ok()) return 1;

@@ -102,6 +102,45 @@ TEST_F(VirtualMemory, GivesAccessAndUnmapsByWholeMappingsOnly) {
   EXPECT_CU(CU(cuMemAddressFree)(range, 4 * kGranule));
 }
 
+TEST(Rights, AreThoseOfEachDevice) {
+  EXPECT_IN_OWN_PROCESS({
+    setenv("FAKE_CUDA_DEVICES", "2", 1);
+    Start();
+    CUmemGenericAllocationHandle handle = 0;
+    CUdeviceptr range = 0;
+    const CUmemAllocationProp properties = OnDevice(0);
+    EXPECT_CU(CU(cuMemCreate)(&handle, kGranule, &properties, 0));
+    EXPECT_CU(CU(cuMemAddressReserve)(&range, kGranule, 0, 0, 0));
+    EXPECT_CU(CU(cuMemMap)(range, kGranule, 0, handle, 0));
+    const auto may = [&](int device) {
+      const CUmemLocation location = {CU_MEM_LOCATION_TYPE_DEVICE, device};
+      unsigned long long flags = 7;
+      EXPECT_CU(CU(cuMemGetAccess)(&flags, &location, range));
+      return flags;
+    };
+    Access(range, kGranule, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
+    EXPECT_EQ(CU_MEM_ACCESS_FLAGS_PROT_READWRITE, may(0));
+    EXPECT_EQ(CU_MEM_ACCESS_FLAGS_PROT_NONE, may(1));
+    const CUmemAccessDesc peer = {{CU_MEM_LOCATION_TYPE_DEVICE, 1}, CU_MEM_ACCESS_FLAGS_PROT_READ};
+    EXPECT_CU(CU(cuMemSetAccess)(range, kGranule, &peer, 1));
+    EXPECT_EQ(CU_MEM_ACCESS_FLAGS_PROT_READWRITE, may(0));
+    EXPECT_EQ(CU_MEM_ACCESS_FLAGS_PROT_READ, may(1));
+  });
+}
+
+TEST(Devices, ReachEachOtherUnlessTheEnvironmentSaysNo) {
+  EXPECT_IN_OWN_PROCESS({
+    setenv("FAKE_CUDA_DEVICES", "2", 1);
+    setenv("FAKE_CUDA_PEERS", "0", 1);
+    const CUcontext second = Start(1);
+    Start(0);
+    int can = 7;
+    EXPECT_CU(CU(cuDeviceCanAccessPeer)(&can, 0, 1));
+    EXPECT_EQ(0, can);
+    EXPECT_EQ(CUDA_ERROR_PEER_ACCESS_UNSUPPORTED, CU(cuCtxEnablePeerAccess)(second, 0));
+  });
+}
+
 TEST_F(VirtualMemory, InUseIsNotGivenBack) {
   const CUmemGenericAllocationHandle handle = Create(kGranule);
   const CUdeviceptr range = Reserve(2 * kGranule);

@@ -112,6 +112,11 @@ SEEDS = {
         *(bytes([4]) + b"".join(entries) for entries in ENTRIES),
         bytes([1]) + b"".join(map(b"".join, ENTRIES)),
     ],
+    "ipc_handles": [
+        struct.pack("<8sIIQ", b"gplgIPC1", 4711, 1, 99) + struct.pack("<IQQ", 5, 1, 2 << 20),
+        struct.pack("<8sIIQ", b"gplgIPC1", 4711, 2, 0) + struct.pack("<IQQ", 5, 1, 2 << 20) + struct.pack("<IQQ", 6, 2, 1 << 56),
+        struct.pack("<8sIIQ", b"gplgIPC2", 1, 0xFFFFFFFF, 0),
+    ],
     "globs": [
         b"model/*.weight\nmodel/a.weight",
         b"**.self_attn.*\nmodel/layers.0.self_attn.q",

@@ -8,6 +8,7 @@
 #   pack_arguments SCRIPT "$@"   reads them; for --run it ends in DIR's SCRIPT, for --pack it returns with $pack set
 #   pack_build PROGRAM…          sets up and builds these, and the fake
 #   pack_programs PROGRAM…       puts them into an emptied $pack, with their libraries and the fake, without symbols
+#   pack_library NAME…           and these, which programs load at run time
 #   pack_end                     notes the commit, and refuses a folder over 60 MiB
 
 pack_arguments() {
@@ -50,14 +51,19 @@ pack_programs() {
   for program in "$@"; do
     strip -o "$pack/bin/$program" "$build/bin/$program"
   done
-  # Abseil too: it is part of the C++ interface. The C and C++ libraries, and PyTorch's, are the other machine's.
+  # Abseil too: it is part of the C++ interface; elfutils with what it needs. The C and C++ libraries, and PyTorch's, are the other machine's.
   for program in "$@"; do ldd "$build/bin/$program"; done |
-    awk '$1 ~ /^lib(absl_|gpuledger|hwy|benchmark|z\.|zstd|png)/ && $3 ~ /^\// { print $3 }' | sort -u | xargs cp -Lt "$pack/lib"
+    awk '$1 ~ /^lib(absl_|gpuledger|hwy|benchmark|z\.|zstd|png|dw|elf|lzma|bz2)/ && $3 ~ /^\// { print $3 }' | sort -u | xargs cp -Lt "$pack/lib"
   cp -a "$build"/fake_cuda/. "$pack/fake/"
   find "$pack/lib" "$pack/fake" -name '*.so*' -type f -exec strip --strip-unneeded {} +
   mkdir -p "$pack/gpu"
   cp "$ROOT/tests/gpu/pack.sh" "$pack/gpu/"  # where the packed gpu.sh looks for it
   cp "$ROOT/tests/gpu/packed.py" "$pack/"
+}
+
+pack_library() {
+  local name
+  for name in "$@"; do strip --strip-unneeded -o "$pack/lib/lib$name.so.0" "$ROOT/build/release/lib/lib$name.so"; done
 }
 
 pack_end() {

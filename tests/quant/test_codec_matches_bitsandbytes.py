@@ -13,12 +13,18 @@ import sys
 
 import pytest
 
-# bitsandbytes compiles some of its PyTorch code at the first call: seconds, and the same bytes.
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 torch = pytest.importorskip("torch")
 functional = pytest.importorskip("bitsandbytes.functional")
 
 from codec_library import BITS, DTYPES, TYPES, Codec  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def not_compiled():
+    """bitsandbytes compiles some of its PyTorch code at the first call: seconds, and the same bytes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
 
 CODEC = Codec()
 BLOCKS = [32, 64, 128, 256, 512, 1024, 2048, 4096]

@@ -5,24 +5,36 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 
 import fake_cuda
+import interpreters
 import pytest
+import under_test
+from gpuledger_build import PACKAGE
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "two_devices: skipped where there are fewer")
+    config.addinivalue_line("markers", "only_under(*allocators, why): skipped under the others, for that reason")
 
 
 def pytest_runtest_setup(item):
+    for marker in item.iter_markers("only_under"):
+        if under_test.chosen() not in marker.args:
+            pytest.skip(f"only under {', '.join(marker.args)}: {marker.kwargs['why']}")
     if item.get_closest_marker("two_devices"):
         import torch
 
         if torch.cuda.device_count() < 2:
             pytest.skip("needs two devices")
+
+
+def pytest_unconfigure(config):
+    interpreters.end_all()
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +51,24 @@ def grown(settled):
     import cuda_memory
 
     return cuda_memory.Grown()
+
+
+@pytest.fixture
+def geometry():
+    return under_test.geometry()
+
+
+@pytest.fixture
+def limit():
+    """Lets this process have so many bytes beyond what it has reserved."""
+    import torch
+
+    def set_limit(size):
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + size) / total)
+
+    yield set_limit
+    torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 @pytest.fixture
@@ -66,13 +96,42 @@ def busy():
 
 @pytest.fixture
 def own_process(tmp_path):
-    """Runs a script in a new interpreter, which has to end well and say nothing on stderr; returns what it printed."""
+    """Runs a script as a program of its own (interpreters.py), which has to end well and say nothing on stderr but what `said`, a
+    pattern, allows; returns what it printed."""
 
-    def run(script: str, **environment: str) -> str:
+    def run(script: str, said: str = "", **environment: str) -> str:
         path = tmp_path / "script.py"
         path.write_text(textwrap.dedent(script))
-        done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300,
-                              stdin=subprocess.DEVNULL, env={**os.environ, **environment})
+        done = interpreters.run(path, {**os.environ, **environment})
+        assert done.returncode == 0 and re.fullmatch(said, done.stderr), done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def outcome(tmp_path):
+    """Runs a script that has gpuledger, from a build of this checkout, as a program of its own; what became of it. With GPULEDGER_
+    variables in an interpreter of its own too: they act at `import torch`."""
+
+    def run(script: str, **environment: str) -> subprocess.CompletedProcess:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(script))
+        paths = os.pathsep.join(filter(None, [environment.pop("PYTHONPATH", ""), str(PACKAGE)]))
+        full = {**os.environ, "PYTHONPATH": paths, **environment}
+        if not any(name.startswith("GPULEDGER_") for name in environment):
+            return interpreters.run(path, full)
+        return subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL, env=full)
+
+    return run
+
+
+@pytest.fixture
+def own_python(outcome):
+    """The same for a script that has to end well and say nothing on stderr; returns what it printed."""
+
+    def run(script: str, **environment: str) -> str:
+        done = outcome(script, **environment)
         assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
         return done.stdout
 

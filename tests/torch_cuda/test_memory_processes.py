@@ -4,6 +4,8 @@ Not in the process of the tests, since a setting holds from the first allocation
 (README.md says how they differ).
 """
 
+import pytest
+
 PRELUDE = """
 import torch
 MIB = 1 << 20
@@ -129,6 +131,7 @@ assert torch.cuda.memory_allocated() == 6 * MIB
 """)
 
 
+@pytest.mark.only_under("native", "expandable", why="max_split_size_mb is answered with one line: memory of free blocks moves")
 def test_large_blocks_can_be_kept_whole(process_with):
     process_with(**OTHER)(PRELUDE + """
 large = tensor(100 * MIB)
@@ -149,12 +152,14 @@ assert torch.equal(data.cuda().clone().cpu(), data)
 
 
 def test_a_setting_that_does_not_exist_is_refused(own_process):
-    out = own_process(PRELUDE + """
+    # When PyTorch's allocator is first used, or ours is put in its place.
+    out = own_process("""
 try:
-    tensor(1)
+    import torch
+    torch.empty(1, device="cuda")
     print("accepted")
 except Exception as error:
-    print(error)
+    print(error, error.__cause__)
 """, PYTORCH_ALLOC_CONF="no_such_setting:1")
     assert "no_such_setting" in out
 
@@ -162,6 +167,7 @@ except Exception as error:
 # cudaMallocAsync
 
 
+@pytest.mark.only_under("native", "expandable", why="cudaMallocAsync is an allocator too: one of the two is installed")
 def test_the_async_backend_counts_what_it_hands_out(process_with):
     process_with(**ASYNC)(PRELUDE + """
 assert torch.cuda.get_allocator_backend() == "cudaMallocAsync"
@@ -176,6 +182,7 @@ assert torch.cuda.max_memory_allocated() == 12 * MIB
 """)
 
 
+@pytest.mark.only_under("native", "expandable", why="cudaMallocAsync is an allocator too: one of the two is installed")
 def test_the_async_backend_gives_its_cache_back(process_with):
     process_with(**ASYNC)(PRELUDE + """
 tensor(256 * MIB)
@@ -185,6 +192,7 @@ assert torch.cuda.memory_reserved() < 64 * MIB
 """)
 
 
+@pytest.mark.only_under("native", "expandable", why="cudaMallocAsync is an allocator too: one of the two is installed")
 def test_the_async_backend_carries_data_across_streams(process_with):
     process_with(**ASYNC)(PRELUDE + """
 data, stream = numbers(MIB), torch.cuda.Stream()
@@ -199,6 +207,7 @@ assert torch.equal(clone.cpu(), data)
 """)
 
 
+@pytest.mark.only_under("native", "expandable", why="cudaMallocAsync is an allocator too: one of the two is installed")
 def test_the_async_backend_refuses_too_much(process_with):
     process_with(**ASYNC)(PRELUDE + """
 try:
@@ -210,6 +219,7 @@ held = tensor(MIB)
 """)
 
 
+@pytest.mark.only_under("native", "expandable", why="cudaMallocAsync is an allocator too: one of the two is installed")
 def test_the_async_backend_has_no_snapshot(process_with):
     process_with(**ASYNC)(PRELUDE + """
 tensor(1)
@@ -319,3 +329,18 @@ def test_two_processes_share_a_tensor(own_process):
     # Foreign memory is not the receiver's: what it counts are the 5120 bytes of its clone at most.
     assert int(counted_there) <= 5120
     assert int(left) == 0
+
+
+def test_a_flush_counts_on_every_device_also_before_it_is_used(own_process):
+    own_process("""
+        import torch
+        torch.cuda.init()
+        flushes = lambda device: torch.cuda.memory_stats(device).get("num_sync_all_streams", 0)
+        torch.cuda.empty_cache()
+        assert [flushes(device) for device in range(torch.cuda.device_count())] == [1] * torch.cuda.device_count()
+        held = torch.empty(1, device="cuda")
+        torch.cuda.empty_cache()
+        assert flushes(0) == 2
+        torch.cuda.reset_accumulated_memory_stats()
+        assert flushes(0) == 0
+        """)

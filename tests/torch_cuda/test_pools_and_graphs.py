@@ -28,11 +28,11 @@ def test_two_pools_do_not_share_segments(grown):
     for pool in pools:
         with torch.cuda.use_mem_pool(pool):
             held.append(tensor(1000))
-    assert grown["segment.all.current"] == 2
-    assert pools[0].id != pools[1].id
+    assert [segment_of(t)["segment_pool_id"] for t in held] == [pool.id for pool in pools]
+    assert pools[0].id != pools[1].id and grown.reserved == 2 * 2 * MIB
 
 
-def test_what_is_freed_in_a_pool_is_used_again_in_it_and_nowhere_else(grown):
+def test_what_is_freed_in_a_pool_is_used_again_in_it_and_nowhere_else(grown, geometry):
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
         t = tensor(12 * MIB)
@@ -42,7 +42,7 @@ def test_what_is_freed_in_a_pool_is_used_again_in_it_and_nowhere_else(grown):
     assert other.data_ptr() != address
     with torch.cuda.use_mem_pool(pool):
         again = tensor(12 * MIB)
-    assert (again.data_ptr(), grown.reserved) == (address, 24 * MIB)
+    assert (again.data_ptr(), grown.reserved) == (address, 2 * geometry.reserved(12 * MIB))
 
 
 def test_a_tensor_outlives_its_pool():
@@ -55,7 +55,7 @@ def test_a_tensor_outlives_its_pool():
     assert torch.equal(t.clone().cpu(), data)
 
 
-def test_a_dead_pool_gives_its_memory_back(grown):
+def test_a_dead_pool_gives_its_memory_back(grown, geometry):
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
         tensor(12 * MIB)
@@ -64,7 +64,7 @@ def test_a_dead_pool_gives_its_memory_back(grown):
     del pool
     gc.collect()
     torch.cuda.empty_cache()
-    assert (kept, grown.reserved) == (12 * MIB, 0)
+    assert (kept, grown.reserved) == (geometry.reserved(12 * MIB), 0)
 
 
 def test_a_pool_counts_its_users():
@@ -130,26 +130,26 @@ def test_a_capture_allocates_in_a_pool_of_its_own(grown):
     del clone
 
 
-def test_the_memory_of_a_graph_is_kept_as_long_as_the_graph(grown):
+def test_the_memory_of_a_graph_is_kept_as_long_as_the_graph(grown, geometry):
     source = tensor(12 * MIB)
     before = grown.reserved
     graph, clone = captured_copy(source)
     del clone
     torch.cuda.empty_cache()
-    assert grown.reserved == before + 12 * MIB
+    assert grown.reserved == before + geometry.reserved(12 * MIB)
     graph.reset()
     torch.cuda.empty_cache()
     assert grown.reserved == before
 
 
-def test_graphs_that_share_a_pool_share_its_memory(grown):
+def test_graphs_that_share_a_pool_share_its_memory(grown, geometry):
     source = tensor(12 * MIB)
     before = grown.reserved
     first, clone = captured_copy(source)
     del clone
     second, clone = captured_copy(source, pool=first.pool())
     assert first.pool() == second.pool()
-    assert grown.reserved == before + 12 * MIB
+    assert grown.reserved == before + geometry.reserved(12 * MIB)
     del clone
 
 

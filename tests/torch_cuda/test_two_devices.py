@@ -32,3 +32,34 @@ def test_data_goes_from_one_device_to_the_other():
 def test_a_refused_allocation_names_its_device():
     with pytest.raises(torch.cuda.OutOfMemoryError, match="GPU 1 has a total capacity"):
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda:1")
+
+
+def test_a_block_waits_for_the_work_of_another_devices_stream_that_used_it(busy):
+    visitor = torch.cuda.Stream("cuda:1")
+    visited, other = tensor(MIB, "cuda:0"), tensor(MIB, "cuda:0")
+    address = visited.data_ptr()
+    with busy(visitor):
+        visited.record_stream(visitor)
+        del visited
+        later = tensor(MIB, "cuda:0")
+        assert later.data_ptr() != address
+        assert torch.cuda.memory_stats(0)["active_bytes.all.current"] >= 3 * MIB > torch.cuda.memory_allocated(0)
+    torch.cuda.synchronize("cuda:1")
+    torch.cuda.synchronize("cuda:0")
+    held = [tensor(MIB, "cuda:0") for _ in range(2)]
+    assert address in [t.data_ptr() for t in held]
+    del other
+
+
+def test_a_tensor_that_another_devices_stream_used_leaves_nothing_behind():
+    grown, visitor = Grown(0), torch.cuda.Stream("cuda:1")
+    for _ in range(50):
+        t = tensor(MIB, "cuda:0")
+        t.record_stream(visitor)
+        t.record_stream(torch.cuda.current_stream())
+        t.record_stream(torch.cuda.default_stream("cuda:1"))
+        del t
+    torch.cuda.synchronize("cuda:1")
+    torch.cuda.synchronize("cuda:0")
+    torch.cuda.empty_cache()
+    assert (grown.allocated, grown.reserved, grown["active_bytes.all.current"]) == (0, 0, 0)

@@ -90,7 +90,8 @@ struct RunFlags : ReportFlags {
   std::string output;  // empty: by the program's name
   std::string stacks = "all";
   std::string limit;
-  std::string attach = "torch-cpu";
+  std::string attach = "torch";
+  std::string way;  // into CUDA memory; empty: GPULEDGER_TORCH, else allocator
   bool no_report = false;
 };
 

@@ -65,6 +65,18 @@ Finding Torch() {
   return {"PyTorch", false, fmt::format("{}, but gpuledger.torch does not load: {}", text, last), "pip install gpuledger into this environment, for this version of torch"};
 }
 
+Finding CudaMemory() {
+  const auto [text, code] = Ask(R"(python3 -c 'from gpuledger._ways import outlook; print("\n" + "\n".join(map(str, outlook())))')");
+  // Three lines, the last ones: whether it works, what was found, the remedy. The last one may be empty, and is then gone.
+  const size_t at = text.rfind("\nTrue\n") != std::string::npos ? text.rfind("\nTrue\n") : text.rfind("\nFalse\n");
+  if (code != 0 || at == std::string::npos) {
+    return {"CUDA memory", false, "PyTorch's CUDA memory cannot be recorded", "pip install gpuledger into the environment that has torch"};
+  }
+  const bool good = text[at + 1] == 'T';
+  const size_t found = text.find('\n', at + 1) + 1, end = text.find('\n', found);
+  return {"CUDA memory", good, text.substr(found, end - found), good || end == std::string::npos ? "" : text.substr(end + 1)};
+}
+
 Finding Traces() {
   if (access(".", W_OK) != 0) return {"traces", false, "this folder cannot be written", "run in another one, or say where with gpuledger run -o FILE"};
   rlimit limit{};
@@ -80,7 +92,7 @@ Finding Traces() {
 ExitCode RunDoctor(const DoctorFlags& flags) {
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   const Style style(stdout);
-  for (const Finding& f : {Driver(), Python(), Torch(), Traces()}) {
+  for (const Finding& f : {Driver(), Python(), Torch(), CudaMemory(), Traces()}) {
     if (flags.json) {
       json.push_back({{"what", f.what}, {"works", f.good}, {"found", f.found}, {"remedy", f.remedy}});
       continue;

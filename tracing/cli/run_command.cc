@@ -52,6 +52,7 @@ void PrepareEnvironment(const RunFlags& flags, const std::string& pattern) {
   setenv("GPULEDGER_TRACE", (relative ? fmt::format("{}/{}", here, pattern) : pattern).c_str(), 1);
   setenv("GPULEDGER_STACKS", flags.stacks.c_str(), 1);
   if (!flags.limit.empty()) setenv("GPULEDGER_TRACE_LIMIT", flags.limit.c_str(), 1);
+  if (!flags.way.empty()) setenv("GPULEDGER_TORCH", flags.way.c_str(), 1);
   const std::string own = OwnFolder();
   if (Exists(own + "/../lib/libgpuledger.so")) {
     SetIfUnset("GPULEDGER_LIBRARY", own + "/../lib/libgpuledger.so");
@@ -131,8 +132,10 @@ void AddRunFlags(CLI::App& command, RunFlags& flags) {
   command.add_option("--stacks", flags.stacks, "none, native, python or all")
       ->check(CLI::IsMember({"none", "native", "python", "all"}))->capture_default_str();
   command.add_option("--limit", flags.limit, "What the trace may take on disk, such as 8GiB; older entries are dropped beyond it (default: 2GiB)");
-  command.add_option("--attach", flags.attach, "How to get into a Python program: torch-cpu or none")
-      ->check(CLI::IsMember({"torch-cpu", "none"}))->capture_default_str();
+  command.add_option("--attach", flags.attach, "How to get into a Python program: torch (CPU and CUDA tensors), torch-cpu or none")
+      ->check(CLI::IsMember({"torch", "torch-cpu", "none"}))->capture_default_str();
+  command.add_option("--way", flags.way, "The way into PyTorch's CUDA memory: allocator, pluggable, observe or off (default: GPULEDGER_TORCH, else allocator)")
+      ->check(CLI::IsMember({"allocator", "pluggable", "observe", "off"}));
   command.add_option("PROG", flags.program, "The program and its arguments, after --")->required();
   command.positionals_at_end();
 }

@@ -82,6 +82,8 @@ struct BlockInfo {
 struct SegmentInfo {
   Range range;
   Stream stream;
+  PoolId pool;
+  bool small;  // for requests up to 256 KiB alone; false where ranges come with their memory
   std::vector<BlockInfo> blocks;
 };
 
@@ -125,10 +127,20 @@ class GPULEDGER_EXPORT CachingAllocator {
   // Synchronises the device: only on the rungs below growth (pending work is waited for), where the upstream cannot alias,
   // and with AllocatorOptions::release_after.
   [[nodiscard]] absl::StatusOr<Buffer> Allocate(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
-  // The same without a Buffer, for callers that keep only an address. Null for zero bytes.
-  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool) noexcept;
+  // The same without a Buffer, for callers that keep only an address. Null for zero bytes. The block is made as large as
+  // for a request of `room`, if that is more; the owner pays for that as rounding.
+  [[nodiscard]] absl::StatusOr<DevicePtr> AllocateRaw(Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool,
+                                                      Bytes room = Bytes()) noexcept;
+  // The same at this very address, for a pool whose blocks lie where a captured graph expects them. kFailedPrecondition if
+  // what is there is not all cached memory of that stream and pool, kInvalidArgument for no bytes. Never grows, waits for nothing.
+  absl::Status AllocateAt(DevicePtr address, Bytes size, Stream stream, SiteId site = kNoSite, PoolId pool = kSharedPool,
+                          Bytes room = Bytes()) noexcept;
   // Frees in the order of the block's stream; waits for no stream. Null is fine.
   void Free(DevicePtr block) noexcept;
+  // The same, where several allocators may be meant: false, and nothing done, if no block in use of this one starts there.
+  bool TryFree(DevicePtr block) noexcept;
+  // Whether a block in use starts there. Takes no lock.
+  [[nodiscard]] bool Owns(DevicePtr block) const noexcept;
 
   // Work of `stream` uses the block: after Free it stays pending until what `stream` has queued by then is done. Waits for
   // nothing. kNotFound if no block in use starts there, kInvalidArgument for a stream of another device.
@@ -140,6 +152,9 @@ class GPULEDGER_EXPORT CachingAllocator {
 
   // Turns pending blocks whose fences have passed into cached ones; how many. Never waits.
   uint64_t CompletePending();
+  // The same, but nothing if another thread is at it. Takes no lock where no block waits for a fence: for every request of a program that
+  // wants blocks back as soon as they can be had. (A miss looks by itself.)
+  uint64_t TryCompletePending();
   // Waits for all blocks that are pending now. Synchronises the device. Errors: those of a stream that could not be waited
   // for, and kInternal if some are pending afterwards, as when other threads go on freeing.
   absl::Status Settle();

@@ -20,6 +20,7 @@
 #include <span>
 #include <vector>
 
+#include "gpuledger/cuda_ipc.h"
 #include "gpuledger/upstream.h"
 
 namespace gpuledger {
@@ -37,8 +38,24 @@ class GPULEDGER_EXPORT CudaUpstream final : public Upstream {
   // or has no device; kInvalidArgument for a device that is not there; kUnimplemented for an option that the device
   // lacks; kFailedPrecondition in a forked child; kResourceExhausted if there is no memory for a context.
   static absl::StatusOr<std::unique_ptr<CudaUpstream>> Open(DeviceId device, const CudaOptions& options = {});
+  // What the device is able to: Open takes exactly the options that are true here. Errors: those of Open.
+  static absl::StatusOr<CudaOptions> Possible(DeviceId device);
   // Gives everything back, mapped or not, after the device has done all its work if anything is still mapped.
   ~CudaUpstream() override;
+
+  // From now on work of device `peer` may read and write all memory of this one, mapped now or later. For good: it cannot be
+  // taken back. A second call, or the device itself, is fine and changes nothing. Errors: kInvalidArgument for a device that is
+  // not there, kUnimplemented if the hardware has no way from one to the other, and the driver's; after those the peer may
+  // have access to a part. Synchronises no device.
+  absl::Status AllowPeer(DeviceId peer);
+
+  // What another process needs to map the memory at [address, address + size): ImportedMemory::Import (cuda_ipc.h) takes it.
+  // The same bytes each time, as long as the same handles lie there. The caller keeps the handles where they are, and alive,
+  // until the other process has imported them: of a CachingAllocator's memory, it exports blocks in use, no others, and frees
+  // them after the import. Handles are shared whole: the other process can reach what else lies in them. Each exported handle
+  // costs a file descriptor as long as it lives. Errors: kFailedPrecondition without CudaOptions::exportable; kNotFound if
+  // not all of it is mapped; the driver's. Synchronises no device.
+  absl::StatusOr<ExportedMemory> Export(DevicePtr address, Bytes size);
 
   [[nodiscard]] TimePoint now() const override;
   [[nodiscard]] std::string_view name() const override { return "cuda"; }

@@ -125,6 +125,25 @@ GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_close_lineage(const char* 
  * a matching owner without a lineage holds such bytes. */
 GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_residual(const char* glob, uint64_t* bytes, uint64_t* allocations) GPULEDGER_NOEXCEPT;
 
+/* A device that has a ledger, and its balance: sums over its ledgers, and what its driver says. The bytes that the driver has
+ * given out, total - free, are reserved + external + unattributed: `external` is what the interposer saw other libraries take (0
+ * where it is not loaded), and what is left over is contexts, modules and other processes. */
+typedef struct gpuledger_device {
+  const char* upstream; /* "cuda", "host-anonymous", ...; valid until the process ends */
+  int32_t number;
+  uint64_t total, free, reserved, in_use, pending, cached, external;
+} gpuledger_device;
+/* Up to `room` of them, in the order in which they got their first ledger; `count` is how many there are. */
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_devices(gpuledger_device* devices, uint64_t room, uint64_t* count) GPULEDGER_NOEXCEPT;
+/* What each owner has in use on a device in each role, without those that have nothing, largest first; their sum is the
+ * device's in_use if nobody allocates meanwhile. `owner` is valid until the process ends. */
+typedef struct gpuledger_owner_usage {
+  const char* owner;
+  gpuledger_role role;
+  gpuledger_usage usage;
+} gpuledger_owner_usage;
+GPULEDGER_C_EXPORT gpuledger_status gpuledger_process_owners(const char* upstream, int32_t number, gpuledger_owner_usage* owners, uint64_t room, uint64_t* count) GPULEDGER_NOEXCEPT;
+
 #ifdef __cplusplus
 }
 #endif

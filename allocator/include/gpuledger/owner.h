@@ -3,7 +3,8 @@
 // An owner is a path such as "model/layers.3.mlp.up_proj.weight", interned once per process into an OwnerId. Scopes say
 // who pays for what this thread allocates; they nest ("model" then "layers.3" pays as "model/layers.3"), belong to one
 // thread, and can be captured and adopted by another (loader threads, backward threads). Outside any scope the payer is
-// the named owner `unattributed`. Ids and names live until the process ends. Thread-safe; legal after main().
+// the named owner `unattributed`, or whom a runtime knows the thread to work for (payer_source.h). Ids and names live until
+// the process ends. Thread-safe; legal after main().
 //
 // A scope may be declared transient: what is allocated in it, also by threads that adopted it, should be gone when it ends,
 // unless somebody adopts it (Ledger::Transfer). What is not is an escape in a leak report.
@@ -31,7 +32,7 @@ struct Payer {
   Role role = Role::kOther;
   ScopeId scope{0};  // the innermost transient scope around, 0 if there is none
 };
-// The innermost scope of this thread.
+// The innermost scope of this thread; if it is in none, what payer_source.h has to say.
 GPULEDGER_EXPORT Payer CurrentPayer() noexcept;
 // Whether a transient scope is over. False for 0. Requires: `scope` came out of a Payer.
 GPULEDGER_EXPORT bool ScopeEnded(ScopeId scope) noexcept;

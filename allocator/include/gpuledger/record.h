@@ -56,6 +56,11 @@ class RecordSink {
  public:
   virtual ~RecordSink() = default;
   virtual void Write(const Record& record) noexcept = 0;
+  // The two records of a free that is complete at once, one behind the other, for a sink that does better than one by one.
+  virtual void WriteFree(const Record& requested, const Record& completed) noexcept {
+    Write(requested);
+    Write(completed);
+  }
   // A transient scope is over (owner.h). Called with no lock held, of the process's default sink alone.
   virtual void ScopeEnded(ScopeId scope) noexcept { static_cast<void>(scope); }
 };

@@ -44,6 +44,9 @@ struct Capabilities {
   // Memory is mapped into ranges. If not, there are no handles: Reserve buys a range whole, addresses with memory,
   // readable and writable; Unreserve gives it back at once; CreateHandle, ReleaseHandle, Map and Unmap are misuse.
   bool mapping = true;
+  // Where ranges are bought whole: how large, if a request does not need more. Smaller ones are asked for where so much is
+  // not to be had; a multiple of granularity().
+  Bytes usual_range = Bytes(uint64_t{32} << 20);
   // A forked child may go on allocating. If not, every call there is kFailedPrecondition.
   bool survives_fork = true;
 };

@@ -5,6 +5,12 @@
 
 namespace fake_cuda {
 
+int Allocation::protection() const {
+  int all = PROT_NONE;
+  for (const auto& [of_device, may] : access) all |= may;
+  return all;
+}
+
 Allocation& Allocations::Add(Allocation allocation) {
   allocation.id = next_id_++;
   freed_.erase(allocation.address);
@@ -39,7 +45,7 @@ bool Allocations::Covers(Address address, uint64_t size) {
   for (const Address end = address + size; address < end;) {
     const Allocation* const allocation = Containing(address);
     if (allocation == nullptr) return false;
-    if (allocation->family == Family::kMapped && allocation->access == PROT_NONE) return false;
+    if (allocation->family == Family::kMapped && allocation->protection() == PROT_NONE) return false;
     address = allocation->end();
   }
   return true;

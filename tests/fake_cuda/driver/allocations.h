@@ -29,9 +29,10 @@ struct Allocation {
   unsigned opened = 1;                           // how often an IPC handle was opened
   int ipc_pid = 0;                               // whose it is
   uint64_t ipc_ticket = 0;
-  int access = 0;  // of mapped memory: PROT_*
+  std::map<int, int> access = {};  // of mapped memory: PROT_* by device
 
   Address end() const { return address + size; }
+  int protection() const;  // what any device may do
   bool on_device() const { return family != Family::kHost && family != Family::kRegistered; }
 };
 

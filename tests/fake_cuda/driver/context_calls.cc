@@ -284,6 +284,7 @@ CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned flags) {
   return WithContext(nullptr, [&](Context& context) {
     return WithContext(peer, [&](Context& other) {
       if (other.device == context.device) return CUDA_ERROR_INVALID_DEVICE;
+      if (!driver().options.peers) return CUDA_ERROR_PEER_ACCESS_UNSUPPORTED;
       return context.peers.insert(&other).second ? CUDA_SUCCESS : CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED;
     });
   });

@@ -108,7 +108,7 @@ CUresult cuDeviceGetByPCIBusId(CUdevice* out, const char* id) {
 CUresult cuDeviceCanAccessPeer(int* can, CUdevice dev, CUdevice peer) {
   if (can == nullptr) return CUDA_ERROR_INVALID_VALUE;
   if (FindDevice(dev) == nullptr || FindDevice(peer) == nullptr) return CUDA_ERROR_INVALID_DEVICE;
-  *can = dev != peer ? 1 : 0;
+  *can = dev != peer && driver().options.peers ? 1 : 0;
   return CUDA_SUCCESS;
 }
 
@@ -117,7 +117,7 @@ CUresult cuDeviceGetP2PAttribute(int* value, CUdevice_P2PAttribute attribute, CU
   if (FindDevice(source) == nullptr || FindDevice(destination) == nullptr || source == destination) {
     return CUDA_ERROR_INVALID_DEVICE;
   }
-  *value = attribute == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED ? 1 : 0;
+  *value = attribute == CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED && driver().options.peers ? 1 : 0;
   return CUDA_SUCCESS;
 }
 

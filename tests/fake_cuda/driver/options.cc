@@ -103,12 +103,13 @@ bool ReadOne(const std::string& name, const std::string& text, Options& options,
   if (name == "MISUSE") return ReadChoice(text, "abort", "error", options.misuse_aborts, problem);
   if (name == "CAPTURE_MISUSE") return ReadChoice(text, "abort", "error", options.capture_misuse_aborts, problem);
   if (name == "HOLD_EVENTS") return ReadChoice(text, "1", "0", options.hold_events, problem);
+  if (name == "PEERS") return ReadChoice(text, "1", "0", options.peers, problem);
   if (name == "TRACE") return options.trace = text, true;
   if (name == "FAULTS") return ParseFaults(text, options.faults, problem);
   if (name == "LATENCY") return ReadLatency(text, options, problem);
   if (name.starts_with("RUNTIME_") || name.starts_with("CUBLAS")) return true;  // read by the libraries above
   problem =
-      "is unknown; known are FAKE_CUDA_MEMORY, DEVICES, CAPABILITY, MISUSE, CAPTURE_MISUSE, HOLD_EVENTS, TRACE, FAULTS "
+      "is unknown; known are FAKE_CUDA_MEMORY, DEVICES, CAPABILITY, MISUSE, CAPTURE_MISUSE, HOLD_EVENTS, PEERS, TRACE, FAULTS "
       "and "
       "LATENCY";
   return false;

@@ -35,6 +35,7 @@ struct Options {
   bool misuse_aborts = true;
   bool capture_misuse_aborts = false;
   bool hold_events = false;
+  bool peers = true;
   std::string trace;  // path, empty: none
   std::vector<Fault> faults;
   std::map<std::string, uint64_t> latency_ns;  // by the name without suffix

@@ -53,8 +53,8 @@ CUresult Read(void* data, CUpointer_attribute attribute, const Allocation& alloc
     case CU_POINTER_ATTRIBUTE_IS_GPU_DIRECT_RDMA_CAPABLE:
       return Set<unsigned>(data, 0);
     case CU_POINTER_ATTRIBUTE_ACCESS_FLAGS: {
-      const bool none = allocation.family == Family::kMapped && allocation.access == PROT_NONE;
-      const bool read = allocation.family == Family::kMapped && allocation.access == PROT_READ;
+      const bool none = allocation.family == Family::kMapped && allocation.protection() == PROT_NONE;
+      const bool read = allocation.family == Family::kMapped && allocation.protection() == PROT_READ;
       return Set<unsigned>(data, none   ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_NONE
                                  : read ? CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ
                                         : CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE);

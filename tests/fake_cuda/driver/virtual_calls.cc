@@ -79,6 +79,11 @@ bool ForEachMapping(Address address, uint64_t size, Use use) {
   return true;
 }
 
+int ProtectionOf(CUmemAccess_flags flags) {
+  if (flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) return PROT_READ | PROT_WRITE;
+  return flags == CU_MEM_ACCESS_FLAGS_PROT_READ ? PROT_READ : PROT_NONE;
+}
+
 std::string MappingProblem(Address address, uint64_t size) {
   return fmt::format("[{:#x}, {:#x}) is not exactly what one or more cuMemMap calls mapped", address, address + size);
 }
@@ -197,19 +202,17 @@ CUresult cuMemUnmap(CUdeviceptr address, size_t size) {
   return done ? CUDA_SUCCESS : Misuse(CUDA_ERROR_INVALID_VALUE, MappingProblem(address, size));
 }
 
-// One table of rights for all devices: memory is accessible if any of them may access it.
+// The rights are kept by device. Addresses are host addresses, so what any device may do, all of them and the host can.
 CUresult cuMemSetAccess(CUdeviceptr address, size_t size, const CUmemAccessDesc* descriptors, size_t count) {
   if (descriptors == nullptr || count == 0) return CUDA_ERROR_INVALID_VALUE;
-  int protection = PROT_NONE;
   for (size_t i = 0; i < count; ++i) {
     const CUmemLocation& location = descriptors[i].location;
     if (location.type == CU_MEM_LOCATION_TYPE_DEVICE && FindDevice(location.id) == nullptr)
       return CUDA_ERROR_INVALID_DEVICE;
-    if (descriptors[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READ) protection |= PROT_READ;
-    if (descriptors[i].flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) protection |= PROT_READ | PROT_WRITE;
   }
   const bool done = ForEachMapping(address, size, [&](Allocation& mapping) {
-    mapping.access = protection;
+    for (size_t i = 0; i < count; ++i) mapping.access[descriptors[i].location.id] = ProtectionOf(descriptors[i].flags);
+    const int protection = mapping.protection();
     if (protection == PROT_NONE) {
       UnmapPages(mapping.address, mapping.size);
     } else {
@@ -224,10 +227,11 @@ CUresult cuMemGetAccess(unsigned long long* flags, const CUmemLocation* location
   if (flags == nullptr || location == nullptr || allocation == nullptr || allocation->family != Family::kMapped) {
     return CUDA_ERROR_INVALID_VALUE;
   }
-  const bool write = (allocation->access & PROT_WRITE) != 0, read = (allocation->access & PROT_READ) != 0;
-  *flags = write  ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-           : read ? CU_MEM_ACCESS_FLAGS_PROT_READ
-                  : CU_MEM_ACCESS_FLAGS_PROT_NONE;
+  const auto found = allocation->access.find(location->id);
+  const int protection = found == allocation->access.end() ? PROT_NONE : found->second;
+  *flags = (protection & PROT_WRITE) != 0  ? CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+           : (protection & PROT_READ) != 0 ? CU_MEM_ACCESS_FLAGS_PROT_READ
+                                           : CU_MEM_ACCESS_FLAGS_PROT_NONE;
   return CUDA_SUCCESS;
 }
 

@@ -18,6 +18,8 @@ import ctypes
 from typing import TYPE_CHECKING
 
 from gpuledger._adopt import adopt
+from gpuledger._balance import Balance, OwnerShare, balance
+from gpuledger._follow import Following, follow
 from gpuledger._library import (
     SharedStorageError,
     UndecidedError,
@@ -29,6 +31,7 @@ from gpuledger._library import (
     waiting,
 )
 from gpuledger._lineage import close_lineage, lineage, open_lineage
+from gpuledger._modules import ModuleScopes, module_scopes
 from gpuledger._report import Frame, Growth, Leak, LeakReport, Share, Total
 from gpuledger._scopes import OwnerScope, Scope, carry, current_scope, owner
 from gpuledger._settle import leaks, settle
@@ -37,11 +40,15 @@ if TYPE_CHECKING:
     from gpuledger.torch import consume
 
 __all__ = [
+    "Balance",
+    "Following",
     "Frame",
     "Growth",
     "Leak",
     "LeakReport",
+    "ModuleScopes",
     "OwnerScope",
+    "OwnerShare",
     "Scope",
     "Share",
     "SharedStorageError",
@@ -49,13 +56,16 @@ __all__ = [
     "UndecidedError",
     "UnfreeableStorageError",
     "adopt",
+    "balance",
     "carry",
     "close_lineage",
     "consume",
     "current_scope",
+    "follow",
     "leaks",
     "lineage",
     "mark",
+    "module_scopes",
     "open_lineage",
     "owner",
     "peak",

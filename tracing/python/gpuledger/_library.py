@@ -1,6 +1,6 @@
 """Finds and loads the libraries, and turns their status codes into exceptions.
 
-``libgpuledger.so`` needs no PyTorch; ``libgpuledger_torch.so`` is loaded into one. Calls that may wait for a device, or read
+``libgpuledger.so`` needs no PyTorch; ``libgpuledger_torch.so`` and ``libgpuledger_torch_cuda.so`` are loaded into one. Calls that may wait for a device, or read
 much, let other Python threads run (``waiting``); all others keep the GIL, which is faster.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -60,6 +61,22 @@ class Payer(ctypes.Structure):
     _fields_ = [("owner", ctypes.c_uint32), ("scope", ctypes.c_uint32), ("role", ctypes.c_int)]
 
 
+class Device(ctypes.Structure):
+    """``gpuledger_device``."""
+
+    _fields_ = [
+        ("upstream", ctypes.c_char_p),
+        ("number", ctypes.c_int32),
+        *[(name, _U64) for name in "total free reserved in_use pending cached external".split()],
+    ]
+
+
+class OwnerUsage(ctypes.Structure):
+    """``gpuledger_owner_usage``."""
+
+    _fields_ = [("owner", ctypes.c_char_p), ("role", ctypes.c_int), ("usage", Usage)]
+
+
 class Report(ctypes.Structure):
     """``gpuledger_torch_report``."""
 
@@ -82,9 +99,9 @@ def _find(name: str, variable: str) -> Path:
         return Path(named)
     package = Path(__file__).resolve().parent
     candidates = [package / "lib" / name, package / name]
-    beside = os.environ.get("GPULEDGER_TORCH_LIBRARY" if variable == "GPULEDGER_LIBRARY" else "GPULEDGER_LIBRARY")
-    if beside:
-        candidates.insert(0, Path(beside).parent / name)
+    for other in ("GPULEDGER_TORCH_CUDA_LIBRARY", "GPULEDGER_TORCH_LIBRARY", "GPULEDGER_LIBRARY"):
+        if beside := os.environ.get(other):
+            candidates.insert(0, Path(beside).parent / name)
     if len(package.parents) > 2:  # a checkout: <root>/tracing/python/gpuledger
         candidates.append(package.parents[2] / "build" / "release" / "lib" / name)
     for candidate in candidates:
@@ -109,6 +126,8 @@ def _declare(loaded: ctypes.CDLL) -> ctypes.CDLL:
         "process_open_lineage": [text],
         "process_close_lineage": [text],
         "process_residual": [text, pointer(_U64), pointer(_U64)],
+        "process_devices": [pointer(Device), _U64, pointer(_U64)],
+        "process_owners": [text, ctypes.c_int32, pointer(OwnerUsage), _U64, pointer(_U64)],
         "trace_start": [text, _U64],
         "mark": [text],
         "set_stacks": [number, number],
@@ -167,10 +186,42 @@ def torch_library() -> ctypes.PyDLL:
     loaded.gpuledger_torch_locate.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
     loaded.gpuledger_torch_locate_storage.argtypes = [ctypes.c_void_p, ctypes.POINTER(Place)]
     loaded.gpuledger_torch_consume.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, _U64, ctypes.POINTER(Report)]
+    loaded.gpuledger_torch_adopt.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_void_p]
+    loaded.gpuledger_torch_module.argtypes = [ctypes.c_char_p]
+    loaded.gpuledger_torch_module.restype = ctypes.c_uint32
+    # enter_module and leave_module have none: small integers are passed as they are, which is faster.
     built_for = loaded.gpuledger_torch_built_for().decode()
     if not torch.__version__.startswith(built_for + "."):
         raise ImportError(f"{path} was built for PyTorch {built_for}, but this is {torch.__version__}: build it again")
+    check(loaded.gpuledger_torch_carry_payers())
     return loaded
+
+
+@cache
+def torch_cuda_library() -> ctypes.PyDLL:
+    """``libgpuledger_torch_cuda.so``. ImportError if it is not for this PyTorch: it is not even loaded then."""
+    import torch
+
+    core()
+    path = _find("libgpuledger_torch_cuda.so", "GPULEDGER_TORCH_CUDA_LIBRARY")
+    built_for = _built_for(path)
+    if not torch.__version__.startswith(built_for + "."):
+        raise ImportError(f"{path.name} was built for PyTorch {built_for}, but this is {torch.__version__}")
+    try:
+        return ctypes.PyDLL(str(path))
+    except OSError as error:
+        raise ImportError(f"{path} does not load into PyTorch {torch.__version__}: {error}") from error
+
+
+def _built_for(path: Path) -> str:
+    """The PyTorch that ``libgpuledger_torch_cuda.so`` was built for, read from the file (gpuledger_torch_cuda.h)."""
+    try:
+        found = re.search(rb"gpuledger_torch_cuda built for PyTorch ([0-9.]+)\0", path.read_bytes())
+    except OSError as error:
+        raise ImportError(f"{path} cannot be read: {error}") from error
+    if found is None:
+        raise ImportError(f"{path} is not gpuledger's library for PyTorch's CUDA memory: build gpuledger again")
+    return found[1].decode()
 
 
 @cache
@@ -202,6 +253,12 @@ def check_core(status: int) -> None:
     """Raises what a ``gpuledger_status`` other than OK stands for."""
     if status != OK:
         raise _CORE_ERRORS.get(status, RuntimeError)(last_error())
+
+
+def check_torch_cuda(status: int) -> None:
+    """Raises what a failure of ``libgpuledger_torch_cuda.so`` stands for."""
+    if status != OK:
+        raise (ValueError if status == 1 else RuntimeError)(last_error())
 
 
 def check(status: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gpuledger import _lineage
-from gpuledger._library import check_core, core, waiting
+from gpuledger._library import check_core, core, torch_library, waiting
 from gpuledger._report import LeakReport, report_of
 
 
@@ -34,8 +34,14 @@ def _drop_workspaces() -> None:
 
 
 def _torch_is_attached() -> bool:
-    # The part over LibTorch is never loaded just to settle.
-    return "torch" in sys.modules and "gpuledger.torch" in sys.modules
+    # The part over LibTorch is never loaded just to settle; under another PyTorch than it was built for there are no facts.
+    if "torch" not in sys.modules or not {"gpuledger.torch", "gpuledger._ways"} & sys.modules.keys():
+        return False
+    try:
+        torch_library()
+    except ImportError:
+        return False
+    return True
 
 
 @contextmanager

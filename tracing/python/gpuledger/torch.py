@@ -1,6 +1,7 @@
-"""gpuledger under PyTorch: importing this puts the ledger under every CPU tensor made from then on.
+"""gpuledger under PyTorch: importing this puts the ledger under every CPU tensor made from then on, unless a way into CUDA
+memory was switched on before, which has said whether CPU tensors are charged too.
 
-:func:`consume` is the last step of a weight's source.
+:func:`install` puts it under CUDA memory. :func:`consume` is the last step of a weight's source.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gpuledger._library import (
     torch_library,
 )
 from gpuledger._tensors import Holders, address_of, describe
+from gpuledger._ways import install, way_in
 
 __all__ = [
     "ConsumeReport",
@@ -31,8 +33,10 @@ __all__ = [
     "UnfreeableStorageError",
     "consume",
     "cpu_installed",
+    "install",
     "install_cpu",
     "uninstall_cpu",
+    "way_in",
 ]
 
 _POLICIES = {"refuse": 0, "poison": 1, "report": 2}
@@ -142,4 +146,5 @@ def consume(
     )
 
 
-install_cpu()
+if way_in() is None:
+    install_cpu()

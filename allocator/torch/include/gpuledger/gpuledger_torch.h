@@ -47,6 +47,9 @@ typedef struct {
 /* The LibTorch this was built for, such as "2.11". */
 GPULEDGER_TORCH_API const char* gpuledger_torch_built_for(void) GPULEDGER_TORCH_NOEXCEPT;
 
+/* From now on the functions of gpuledger_pluggable.h throw c10::OutOfMemoryError (torch.OutOfMemoryError) and c10::Error. */
+GPULEDGER_TORCH_API void gpuledger_torch_throw_torch_errors(void) GPULEDGER_TORCH_NOEXCEPT;
+
 GPULEDGER_TORCH_API int gpuledger_torch_install_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
 GPULEDGER_TORCH_API int gpuledger_torch_uninstall_cpu(void) GPULEDGER_TORCH_NOEXCEPT;
 /* 1 or 0, not a status. */
@@ -70,6 +73,25 @@ GPULEDGER_TORCH_API int gpuledger_torch_locate_storage(void* storage_impl, gpule
 GPULEDGER_TORCH_API int gpuledger_torch_consume(void* tensor_impl, const char* weight, int policy,
                                                 uint64_t own_python_references, gpuledger_torch_report* report)
     GPULEDGER_TORCH_NOEXCEPT;
+
+/* --- Owners without work --- */
+
+/* From now on threads of PyTorch that work for another thread (the backward pass of a GPU) pay as that one does, unless they are
+ * in a scope of their own. For good; a second call changes nothing. */
+GPULEDGER_TORCH_API int gpuledger_torch_carry_payers(void) GPULEDGER_TORCH_NOEXCEPT;
+/* gpuledger_process_transfer for the block that is the tensor's storage, if it is not `owner`'s as `role` yet. `address` (may be
+ * NULL): where the block is, 0 if the storage is none of the ledger's. */
+GPULEDGER_TORCH_API int gpuledger_torch_adopt(void* tensor_impl, const char* owner, int role, uint64_t* address) GPULEDGER_TORCH_NOEXCEPT;
+/* Names the workspaces that PyTorch keeps for libraries: owners cublas/workspace and cublaslt/workspace, role scratch. */
+GPULEDGER_TORCH_API int gpuledger_torch_name_workspaces(void) GPULEDGER_TORCH_NOEXCEPT;
+/* A module's number, not a status. `path` is its owner: "model/layers.3". */
+GPULEDGER_TORCH_API uint32_t gpuledger_torch_module(const char* path) GPULEDGER_TORCH_NOEXCEPT;
+/* The forward pass of the calling thread enters and leaves a module, which pays for what is allocated in between, role activation,
+ * and for what the backward pass of the same operations allocates on a thread without a scope, role gradient. Entries that were made
+ * deeper in the thread's stack than this call were left without a word: they end. Leaving ends the module's innermost entry and those
+ * inside it; none is fine. */
+GPULEDGER_TORCH_API int gpuledger_torch_enter_module(uint32_t module) GPULEDGER_TORCH_NOEXCEPT;
+GPULEDGER_TORCH_API int gpuledger_torch_leave_module(uint32_t module) GPULEDGER_TORCH_NOEXCEPT;
 
 #ifdef __cplusplus
 }

@@ -103,7 +103,9 @@ struct ConsumeReport {
 // Errors: kFailedPrecondition, shared under kRefuse; kPermissionDenied, bytes that are not ours to free (NumPy exports,
 // mapped files, blobs, copy-on-write siblings), under kRefuse and kPoison; kInvalidArgument, a tensor without storage
 // or one that was consumed before; `read`'s own. After an error nothing is freed and `tensor` is as it was.
-// Synchronises the device: no; the block is freed in stream order.
+// CUDA: bytes are freed in the order of the storage's stream. What `read` queued on another stream needs record_stream() first, as
+// for any tensor.
+// Synchronises the device: no.
 GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight,
                                                        ConsumePolicy policy);
 GPULEDGER_EXPORT absl::StatusOr<ConsumeReport> Consume(at::Tensor& tensor, std::string_view weight,
@@ -118,7 +120,7 @@ struct ResidualReportOptions {
   bool colour = false;   // ANSI colours: for a terminal
 };
 // Every weight whose lineage is closed and whose source or staging bytes are still there: name, bytes, holders by kind
-// (of watched sources), and totals that add up. One line if there is none. Requires: an installed allocator.
+// (of watched sources), and totals that add up, over all devices. One line if there is none.
 GPULEDGER_EXPORT std::string ResidualReport(const ResidualReportOptions& options);
 
 }  // namespace gpuledger::pytorch

@@ -14,6 +14,7 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+_attach_to_cuda = os.environ.get("GPULEDGER_ATTACH") == "torch"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -75,9 +76,15 @@ def _import_package() -> None:
 def _attach_to_torch() -> None:
     try:
         _import_package()
+        import torch
+
         import gpuledger.torch
+        from gpuledger._ways import install_from_environment
 
         gpuledger.torch.install_cpu()
+        # Without CUDA there is nothing to say, unless a way in was asked for.
+        if _attach_to_cuda and (torch.version.cuda is not None or os.environ.get("GPULEDGER_TORCH")):
+            install_from_environment("allocator", cpu=True)
     except Exception as error:
         _say("PyTorch is not recorded", error)
 
@@ -132,7 +139,7 @@ _anchor = _Anchor()  # register_after_fork forgets what it is registered for whe
 
 
 def attach() -> None:
-    if os.environ.get("GPULEDGER_ATTACH") != "torch-cpu":
+    if os.environ.get("GPULEDGER_ATTACH") not in ("torch", "torch-cpu"):
         return
     atexit.register(_settle)  # the first to be registered is the last to run
     for name, then in {"torch": _attach_to_torch, "multiprocessing.util": _attach_to_multiprocessing}.items():
