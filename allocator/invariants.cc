@@ -118,6 +118,8 @@ Totals CachingAllocator::totals() const {
   return impl_->TotalsNow();
 }
 
+Bytes CachingAllocator::reserved() const GPULEDGER_NO_THREAD_SAFETY_ANALYSIS { return impl_->placement.reserved(); }
+
 Upstream& CachingAllocator::upstream() const { return impl_->upstream; }
 Ledger& CachingAllocator::ledger() { return impl_->ledger_owned; }
 const Ledger& CachingAllocator::ledger() const { return impl_->ledger_owned; }

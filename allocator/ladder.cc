@@ -173,7 +173,9 @@ absl::StatusOr<StreamPools*> CachingAllocator::Impl::PoolsOf(StreamKey key, Pool
   StreamPools* pools = ReusablePools(id);
   // A range is as good as endless, a process's addresses are not: so many are left lying for what is cached in them.
   constexpr ptrdiff_t kMostLeftLying = 64;
-  if (pools == nullptr && std::count_if(stream_pools.begin(), stream_pools.end(), [](const auto& p) { return p->retired; }) >= kMostLeftLying) {
+  // (Not in a capture: giving back may synchronise the device.)
+  if (pools == nullptr && std::count_if(stream_pools.begin(), stream_pools.end(), [](const auto& p) { return p->retired; }) >= kMostLeftLying &&
+      !upstream.Capturing(key.stream)) {
     Release(Bytes(), Placement::kAnyTime);
     pools = ReusablePools(id);
   }

@@ -69,7 +69,15 @@ void Placement::Note(RecordKind kind, const Pool& pool, Bytes offset, Bytes size
 // ---- growth ------------------------------------------------------------------------------------------------------------
 
 absl::StatusOr<Block*> Placement::Grow(Pool& pool, SizeClass size_class, Bytes live, Bytes peak, Bytes cap) {
-  peak_live_ = std::max({peak_live_, peak, live + size_class.charged()});
+  // What is wanted counts as live for this request alone, unless it is had: one that is refused leaves the gate where it was.
+  const Bytes before = std::max(peak_live_, peak);
+  peak_live_ = std::max(before, live + size_class.charged());
+  absl::StatusOr<Block*> block = GrowToPeak(pool, size_class, cap);
+  if (!block.ok()) peak_live_ = before;
+  return block;
+}
+
+absl::StatusOr<Block*> Placement::GrowToPeak(Pool& pool, SizeClass size_class, Bytes cap) {
   WatchMoves();
   absl::StatusOr<Block*> block = GrowOnce(pool, size_class, cap, !streams_may_vanish_);
   const auto exhausted = [&] { return !block.ok() && absl::IsResourceExhausted(block.status()); };

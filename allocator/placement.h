@@ -110,6 +110,7 @@ class Placement {
     bool foreign = true;  // whether donors of other streams are asked
   };
 
+  absl::StatusOr<Block*> GrowToPeak(Pool& pool, SizeClass size_class, Bytes cap);
   absl::StatusOr<Block*> GrowOnce(Pool& pool, SizeClass size_class, Bytes cap, bool foreign);
   // All work of the device is done: for streams that may be gone. Breaks no capture that blocks the default stream.
   absl::Status SynchronizeDevice();

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 WORKLOADS = pathlib.Path(__file__).resolve().with_name("torch_workloads.py")
 # name -> (what it is called in the tables, environment, arguments, the workloads it runs)
@@ -52,21 +53,26 @@ def with_fake(base, folder):
     return base | {"LD_PRELOAD": ":".join(str(pathlib.Path(folder).resolve() / name) for name in names), "FAKE_CUDA_CUBLAS": "1"}
 
 
-def measure(size, repetitions, library, base, run=None):
+def measure(size, repetitions, library, base, run=None, seconds=None, keep=None):
     """{"device", "torch", "size", "rows": workload -> variant -> figure -> [one value a repetition]}; `run(command,
-    environment)` gives (exit code, output). What fails is left out, and says why under "failed"."""
+    environment)` gives (exit code, output). What fails is left out, and says why under "failed". After `seconds` nothing is begun any
+    more; the first repetition goes through the variants in their order. `keep(found)` is called after each process."""
     def started(arguments, variables):
         done = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, env=variables, timeout=600)
         return done.returncode, done.stdout
 
     run = run or started
     found = {"size": size, "rows": {}, "failed": {}}
+    end = None if seconds is None else time.monotonic() + seconds
     variants = [name for name in VARIANTS if library is not None or not name.startswith("ours")]
     with tempfile.TemporaryDirectory() as scratch:
-        for _ in range(repetitions):
+        for repetition in range(repetitions):
             cells = [(variant, workload) for variant in variants for workload in VARIANTS[variant][3]]
-            random.shuffle(cells)
+            if end is None or repetition > 0:
+                random.shuffle(cells)
             for variant, workload in cells:
+                if end is not None and time.monotonic() > end:
+                    break
                 code, output = run(command(variant, workload, size, library), environment(base, variant, scratch))
                 for trace in pathlib.Path(scratch).glob("*.trace"):
                     trace.unlink()
@@ -78,6 +84,8 @@ def measure(size, repetitions, library, base, run=None):
                 row = found["rows"].setdefault(workload, {}).setdefault(variant, {})
                 for name, value in answer["figures"].items():
                     row.setdefault(name, []).append(value)
+                if keep is not None:
+                    keep(found)
     return found
 
 
@@ -155,6 +163,7 @@ def main():
     parser.add_argument("--size", choices=("tiny", "1b"), default="tiny")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--seconds", type=float, help="begin nothing more after so long")
     parser.add_argument("--show", type=pathlib.Path, help="only print the tables of this JSON")
     options = parser.parse_args()
     if options.show is None:
@@ -162,7 +171,8 @@ def main():
             parser.error("--out, or --show")
         base = with_fake(dict(os.environ), options.fake) if options.fake else dict(os.environ)
         library = options.library.resolve() if options.library else None
-        options.out.write_text(json.dumps(measure(options.size, options.repetitions, library, base), indent=1) + "\n")
+        keep = lambda found: options.out.write_text(json.dumps(found, indent=1) + "\n")
+        keep(measure(options.size, options.repetitions, library, base, seconds=options.seconds, keep=keep))
     print("\n".join(markdown(json.loads((options.show or options.out).read_text()), "This machine")))
 
 

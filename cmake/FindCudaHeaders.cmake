@@ -1,17 +1,25 @@
-# Headers of CUDA 13, of the toolkit or of the wheels that the torch wheel needs: CUDA_HEADERS_DIR, empty if there are none.
+# Headers of CUDA 13, of the toolkit or of the wheels that the torch wheel needs: CUDA_HEADERS_DIR, empty if there are none. What they
+# include from crt/ is in a wheel of its own, which pip may have installed for the build alone: CUDA_CRT_DIR, empty if it is nowhere.
 set(hints "$ENV{CUDA_HOME}/include" /usr/local/cuda/include)
-execute_process(COMMAND ${GPULEDGER_PYTHON} -c "import nvidia.cu13 as m; print(list(m.__path__)[0])"
-  OUTPUT_VARIABLE wheel_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE wheel_missing)
-if(NOT wheel_missing)
-  list(APPEND hints ${wheel_dir}/include)
-endif()
+set(find_wheel "import nvidia.cu13 as m; print(list(m.__path__)[0])")
+# -E: see FindTorchWheel. Without, it is the wheels of pip's build.
+foreach(command IN ITEMS "${GPULEDGER_PYTHON};-E" "${GPULEDGER_PYTHON}")
+  execute_process(COMMAND ${command} -c "${find_wheel}"
+    OUTPUT_VARIABLE wheel_dir OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET RESULT_VARIABLE wheel_missing)
+  if(NOT wheel_missing)
+    list(APPEND hints ${wheel_dir}/include)
+  endif()
+endforeach()
 set(CUDA_HEADERS_DIR "")
+set(CUDA_CRT_DIR "")
 foreach(dir IN LISTS hints)
-  if(EXISTS ${dir}/cuda.h AND EXISTS ${dir}/cudaTypedefs.h AND EXISTS ${dir}/cuda_runtime_api.h)
+  if(NOT CUDA_HEADERS_DIR AND EXISTS ${dir}/cuda.h AND EXISTS ${dir}/cudaTypedefs.h AND EXISTS ${dir}/cuda_runtime_api.h)
     file(STRINGS ${dir}/cuda.h version REGEX "^#define CUDA_VERSION 13[0-9]+")
     if(version)
       set(CUDA_HEADERS_DIR ${dir})
-      break()
     endif()
+  endif()
+  if(NOT CUDA_CRT_DIR AND EXISTS ${dir}/crt/host_defines.h)
+    set(CUDA_CRT_DIR ${dir})
   endif()
 endforeach()

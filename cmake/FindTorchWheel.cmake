@@ -10,6 +10,13 @@ if(torch_missing OR NOT EXISTS ${torch_dir}/lib/libtorch_cpu.so)
 endif()
 file(STRINGS ${torch_dir}/version.py torch_version REGEX "^__version__ = ")
 string(REGEX MATCH "[0-9]+\\.[0-9]+" GPULEDGER_TORCH_VERSION "${torch_version}")
+# Holders and workspaces are read out of PyTorch's own objects, whose layout others may not share.
+set(GPULEDGER_TORCH_SUPPORTED 2.11)
+if(NOT GPULEDGER_TORCH_VERSION VERSION_EQUAL GPULEDGER_TORCH_SUPPORTED)
+  message(WARNING "gpuledger: LibTorch part left out: it is made for PyTorch ${GPULEDGER_TORCH_SUPPORTED}, ${torch_dir} is "
+                  "${GPULEDGER_TORCH_VERSION}; there the pluggable way serves")
+  return()
+endif()
 
 add_library(torch_wheel INTERFACE IMPORTED)
 target_include_directories(torch_wheel SYSTEM INTERFACE ${torch_dir}/include ${torch_dir}/include/torch/csrc/api/include)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -51,6 +52,44 @@ def test_the_leaky_load_names_each_weight_and_its_three_holders(tmp_path):
         assert re.fullmatch(r"Parameter float16 \[512, 256\]: local 'parameter' of convert\(\) in leaky_load\.py:\d+", parameter)
         # The text has a line for layers that are alike.
         assert all(re.sub(r"layers\.\d", "layers.{0-2}", line) in done.stderr for line in (leak["owner"], value, element, parameter))
+
+
+def test_a_program_that_looks_for_torch_before_it_imports_it_is_recorded_all_the_same(tmp_path):
+    script = tmp_path / "looks.py"
+    script.write_text(textwrap.dedent("""
+        import importlib.util
+        assert importlib.util.find_spec("torch") is not None and importlib.util.find_spec("torch") is not None
+        import torch
+        kept = torch.zeros(1 << 20)
+        """))
+    done, [trace] = run(tmp_path, script)
+    assert done.returncode == 0 and report(trace)["settled"], done.stderr
+    assert report(trace)["peak_bytes"] >= 4 << 20
+
+
+def test_an_interrupt_from_the_terminal_reaches_the_program_once(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(textwrap.dedent("""
+        import signal, time
+        came = []
+        signal.signal(signal.SIGINT, lambda *_: came.append(time.monotonic()))
+        print("ready", flush=True)
+        while not came or time.monotonic() - came[0] < 0.5:
+            time.sleep(0.01)
+        print("came", len(came), flush=True)
+        """))
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(BINARY, [str(BINARY), "run", "-o", str(tmp_path / "%p.trace"), "--", sys.executable, str(script)])
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1000)
+    os.write(terminal, b"\x03")  # what Ctrl-C writes
+    while b"came" not in said or not said.split(b"came")[1].strip():
+        said += os.read(terminal, 1000)
+    assert said.split(b"came")[1].split()[0] == b"1", said
+    os.close(terminal)
+    os.waitpid(child, 0)
 
 
 def test_the_fixed_load_is_clean(tmp_path):

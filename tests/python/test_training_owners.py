@@ -7,6 +7,7 @@ import gc
 import io
 import pickle
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gpuledger
 import gpuledger.torch
+from gpuledger import _follow
 
 pytestmark = pytest.mark.usefixtures("cpu_ledger")
 
@@ -49,6 +51,20 @@ def clean():
     gc.collect()
     yield
     gc.collect()
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The owners that tensors are given, in order."""
+    given = []
+    make_giver = _follow.giver
+
+    def watched(role):
+        give = make_giver(role)
+        return lambda tensor, owner: (given.append(owner), give(tensor, owner))
+
+    monkeypatch.setattr(_follow, "giver", watched)
+    return given
 
 
 @pytest.fixture
@@ -131,6 +147,67 @@ class TestFollow:
             other(torch.ones(8, WIDTH)).sum().backward()
         assert of_role(name, "gradient") == gradients
 
+    def test_a_parameter_that_the_optimizer_does_not_have_dies_with_its_model(self, name):
+        model = torch.nn.ModuleDict({"base": torch.nn.Linear(WIDTH, WIDTH).requires_grad_(False), "adapter": torch.nn.Linear(WIDTH, WIDTH)})
+        optimizer = torch.optim.SGD(model["adapter"].parameters(), lr=0.1)
+        gpuledger.follow(model, optimizer, name=name)
+        gone = weakref.ref(model["base"].weight)
+        del model["base"]
+        gc.collect()
+        assert gone() is None
+        assert gpuledger.usage(f"{name}/base.weight") == 0
+        model["adapter"](torch.ones(8, WIDTH)).sum().backward()
+        optimizer.step()
+        assert gpuledger.usage(f"{name}/adapter.weight", "other") == WEIGHT
+
+    def test_a_block_that_parameters_share_keeps_its_first_name(self, name, transfers):
+        model = torch.nn.Module()
+        model.register_parameter("a", torch.nn.Parameter(torch.ones(2 * WIDTH)[:WIDTH]))
+        model.register_parameter("b", torch.nn.Parameter(torch.ones(0)))
+        model.b.data = model.a.data.as_strided((WIDTH,), (1,), WIDTH)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gpuledger.follow(model, optimizer, name=name):
+            transfers.clear()
+            for _ in range(3):
+                optimizer.step()
+        assert gpuledger.usage(f"{name}/a", "other") == 512 and gpuledger.usage(f"{name}/b") == 0
+        assert set(transfers) <= {f"{name}/a".encode()}
+
+    def test_a_block_that_gradients_share_keeps_its_first_name(self, name, transfers):
+        model = torch.nn.Module()
+        bucket = torch.zeros(2 * WIDTH)
+        for i, part in enumerate("ab"):
+            model.register_parameter(part, torch.nn.Parameter(torch.ones(WIDTH)))
+            getattr(model, part).grad = bucket[i * WIDTH : (i + 1) * WIDTH]
+        with gpuledger.follow(model, name=name):
+            for step in range(3):
+                (model.a * model.b).sum().backward()
+                if step == 0:
+                    transfers.clear()
+        assert model.b.grad.untyped_storage().data_ptr() == bucket.data_ptr()
+        assert len(set(transfers)) == 1
+
+    def test_a_gradient_in_place_of_another_that_is_gone_has_its_own_name(self, name):
+        model = Net(1)
+        with gpuledger.follow(model, name=name):
+            for first, second in (("up", "down"), ("down", "up"), ("up", "down")):
+                for part in (first, second):
+                    model.zero_grad()
+                    layer = getattr(model.layers[0], part)
+                    layer(torch.ones(8, WIDTH)).sum().backward()
+                    assert of_role(name, "gradient") == gpuledger.usage(f"{name}/layers.0.{part}.weight", "gradient") + BIAS == WEIGHT + BIAS
+
+    def test_lazy_modules_are_followed_once_they_have_bytes(self, name):
+        model = torch.nn.Sequential(torch.nn.LazyLinear(WIDTH), torch.nn.LazyBatchNorm1d())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert gpuledger.adopt(model, optimizer, name=name) == 1  # the count of batches
+        gpuledger.follow(model, optimizer, name=name)
+        optimizer.step()
+        model(torch.ones(8, WIDTH)).sum().backward()
+        assert gpuledger.usage(f"{name}/0.weight", "gradient") == WEIGHT
+        optimizer.step()
+        assert gpuledger.usage(f"{name}/0.weight", "other") == WEIGHT
+
     def test_nothing_is_named_after_remove(self, name):
         model = Net(1)
         following = gpuledger.follow(model, name=name)
@@ -150,7 +227,54 @@ class TestFollow:
         following.remove()
 
 
+class TestDataParallel:
+    def test_wrappers_are_in_no_name(self, name):
+        inner = Net(1)
+        inner.module = torch.nn.Linear(WIDTH, WIDTH)  # this name is the model's own
+        model = torch.nn.DataParallel(inner)
+        assert gpuledger.adopt(model, name=name) == 6
+        with gpuledger.follow(model, name=name), gpuledger.module_scopes(model, name=name):
+            out = model(torch.ones(8, WIDTH))
+            out.sum().backward()
+        assert gpuledger.usage(f"{name}/module.weight", "other") == WEIGHT
+        assert gpuledger.usage(f"{name}/layers.0.up.weight", "gradient") == WEIGHT
+        assert gpuledger.usage(f"{name}/layers.0.down", "activation") == out.nbytes
+
+    def test_gradients_that_are_views_of_ddps_buckets_have_one_name(self, name):
+        distributed = torch.distributed
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        try:
+            model = torch.nn.parallel.DistributedDataParallel(Net(1), gradient_as_bucket_view=True)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            with gpuledger.follow(model, optimizer, name=name):
+                for _ in range(3):
+                    optimizer.zero_grad(set_to_none=False)
+                    model(torch.ones(8, WIDTH)).sum().backward()
+                    optimizer.step()
+            assert gpuledger.usage(f"{name}/layers.0.up.weight", "other") == WEIGHT
+            gradients = {owner for (owner, role) in owned(name) if role == "gradient"}
+            storages = {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+            assert len(gradients) == len(storages) < 4
+        finally:
+            distributed.destroy_process_group()
+
+
 class TestModuleScopes:
+    def test_nothing_stays_after_remove(self, name):
+        model = Net(1)
+        filters, finalizers = list(warnings.filters), len(weakref.finalize._registry)
+        for _ in range(3):
+            gpuledger.module_scopes(model, name=name).remove()
+        assert len(weakref.finalize._registry) == finalizers
+        assert len(warnings.filters) <= len(filters) + 1
+
+    def test_the_filters_of_the_program_stay_before_ours(self, name):
+        gpuledger.module_scopes(torch.nn.Identity(), name=name).remove()
+        warnings.filterwarnings("error", message="of the program")
+        first = warnings.filters[0]
+        gpuledger.module_scopes(torch.nn.Identity(), name=name).remove()
+        assert warnings.filters[0] == first
+
     def test_activations_are_paid_by_the_module_that_makes_them(self, name):
         model = Net()
         with gpuledger.module_scopes(model, name=name):

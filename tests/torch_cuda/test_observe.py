@@ -252,7 +252,8 @@ assert reserved()[0] > 0
 
 def test_a_forked_worker_goes_on_with_cpu_tensors(own_python):
     own_python(OBSERVED + """
-import os
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of the threads that a driver has
 held = tensor(1 << 20)
 child = os.fork()
 if child == 0:

@@ -348,6 +348,40 @@ def test_an_own_allocator_is_bound_by_the_memory_fraction_too(own, limit):
     tensor(30 * MIB)
 
 
+def test_an_own_allocators_cached_segments_stay_while_their_pool_lives(own, limit):
+    """A captured graph may write there at any time."""
+    pool = torch.cuda.MemPool(own.allocator)
+    put(pool, 8 * MIB)
+    segments_before = set(own.live)
+    limit(4 * MIB)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        put(pool, 100 * MIB)
+    assert segments_before <= set(own.live)
+
+
+def test_an_own_allocators_cached_segments_make_room_once_their_pool_is_gone(own, limit):
+    pool = torch.cuda.MemPool(own.allocator)
+    kept = put(pool, 30 * MIB)
+    del pool
+    gc.collect()
+    del kept  # cached, in a pool that nobody has
+    limit(10 * MIB)
+    held = tensor(30 * MIB)
+    assert not own.live
+    del held
+
+
+def test_an_own_allocators_segments_come_whole_in_the_history_too(own):
+    torch.cuda.memory._record_memory_history(context=None, clear_history=True)
+    try:
+        pool = torch.cuda.MemPool(own.allocator)
+        put(pool, 8 * MIB)
+        actions = [entry["action"] for entry in torch.cuda.memory._snapshot()["device_traces"][0]]
+        assert "segment_alloc" in actions and "segment_map" not in actions
+    finally:
+        torch.cuda.memory._record_memory_history(enabled=None)
+
+
 def test_an_own_allocators_segments_are_not_split_if_the_pool_says_so(own):
     pool = torch.cuda.MemPool(own.allocator, no_split=True)
     put(pool, 8 * MIB)  # cached from here on

@@ -220,3 +220,15 @@ def test_one_devices_refusal_gives_up_nothing_of_the_other():
     with pytest.raises(torch.cuda.OutOfMemoryError):
         tensor(1 << 50, "cuda:0")
     assert torch.cuda.memory_reserved(1) == reserved > 0
+
+
+@pytest.mark.only_under("ours", why="PyTorch moves no memory")
+def test_a_refused_request_does_not_change_how_memory_is_reused_afterwards(grown):
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        tensor(1 << 42)
+    first, between, last = (tensor(64 * MIB) for _ in range(3))
+    del first, last
+    torch.cuda.synchronize()
+    both = tensor(128 * MIB)  # what the two have left moves together
+    assert grown.reserved <= 200 * MIB
+    del between, both

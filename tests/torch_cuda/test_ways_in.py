@@ -58,6 +58,40 @@ def test_a_way_is_switched_on_by_the_environment_and_cpu_tensors_stay_pytorchs(o
         """, PYTHONPATH=installed_package, GPULEDGER_TORCH="observe") == "observe False\n1024 1024\n1024 False\n"
 
 
+@pytest.mark.parametrize("way", ["allocator", "observe", "pluggable"])
+def test_threads_of_a_backward_pass_pay_as_their_caller(own_python, installed_package, way):
+    assert own_python("""
+        import torch
+        import gpuledger
+        x = torch.ones(1024, device="cuda", requires_grad=True)
+        kept = []
+        x.register_hook(lambda gradient: kept.append(torch.empty(1 << 20, dtype=torch.uint8, device="cuda")))
+        loss = (x * x).sum()
+        with gpuledger.owner("step"):
+            loss.backward()
+        print(gpuledger.usage("step") >= 1 << 20)
+        """, PYTHONPATH=installed_package, GPULEDGER_TORCH=way) == "True\n"
+
+
+@pytest.mark.parametrize("package", ["whole", "broken"])
+def test_a_stderr_that_is_closed_never_breaks_import_torch(outcome, installed_package, tmp_path, package):
+    if package == "broken":
+        (tmp_path / "site" / "gpuledger").mkdir()
+        (tmp_path / "site" / "gpuledger" / "__init__.py").write_text("raise RuntimeError('planted')\n")
+    done = outcome("""
+        import sys
+        class Closed:
+            def write(self, text):
+                raise ValueError("I/O operation on closed file")
+            def flush(self):
+                pass
+        sys.stderr = Closed()
+        import torch
+        print("on")
+        """, PYTHONPATH=installed_package, GPULEDGER_TORCH="everything")
+    assert (done.returncode, done.stdout) == (0, "on\n"), done.stderr
+
+
 def test_an_unknown_way_is_one_line(outcome, installed_package):
     done = outcome("import torch; print('on')", PYTHONPATH=installed_package, GPULEDGER_TORCH="everything")
     assert (done.returncode, done.stdout) == (0, "on\n")
@@ -105,6 +139,43 @@ def test_install_decides_about_cpu_tensors_too(own_python):
         on_the_cpu, on_the_gpu = torch.ones(1000), torch.empty(1000, dtype=torch.uint8, device="cuda")
         print(gpuledger.usage())
         """) == "True None\nobserve False\nobserve True\n5120\n"
+
+
+def test_without_a_word_about_the_cpu_a_second_install_leaves_it_as_it_is(own_python):
+    assert own_python("""
+        import torch, gpuledger.torch
+        gpuledger.torch.install("observe", cpu=True)
+        gpuledger.torch.install("observe")
+        print(gpuledger.torch.cpu_installed())
+        gpuledger.torch.install("observe", cpu=False)
+        print(gpuledger.torch.cpu_installed())
+        gpuledger.torch.install_cpu()
+        gpuledger.torch.install("observe")
+        print(gpuledger.torch.cpu_installed())
+        """) == "True\nFalse\nTrue\n"
+
+
+def test_where_the_libtorch_part_is_missing_a_way_in_is_still_open(outcome):
+    done = outcome("""
+        import torch, gpuledger, gpuledger.torch
+        print(gpuledger.torch.install("allocator"), gpuledger.torch.install("allocator", cpu=True))
+        kept = torch.empty(1000, dtype=torch.uint8, device="cuda")
+        print(gpuledger.balance("cuda").in_use)
+        """, GPULEDGER_TORCH_LIBRARY="/nowhere/lib.so")
+    assert (done.returncode, done.stdout) == (0, "allocator allocator\n1024\n"), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and all(line.startswith(LINE + "CPU tensors are not charged: /nowhere/lib.so") for line in lines), lines
+
+
+def test_to_ask_for_the_balance_of_cuda_does_not_start_it(own_python):
+    assert own_python("""
+        import torch, gpuledger, gpuledger.torch
+        gpuledger.torch.install("observe")
+        try:
+            gpuledger.balance("cuda")
+        except LookupError as error:
+            print(str(error)[:20], torch.cuda.is_initialized())
+        """) == "cuda:0 has no ledger False\n"
 
 
 def test_observe_may_come_late_and_the_other_ways_say_what_to_do_instead(own_python):
@@ -175,9 +246,9 @@ def test_where_the_allocator_way_is_left_out_of_the_build_it_is_pluggable(outcom
     done = outcome("""
         import torch, gpuledger
         from gpuledger._ways import install
-        print(install("allocator"))
+        print(install("allocator"), install("pluggable"), install("allocator"))
         """, GPULEDGER_TORCH_CUDA_LIBRARY="/nowhere/lib.so")
-    assert (done.returncode, done.stdout) == (0, "pluggable\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "pluggable pluggable pluggable\n"), done.stderr
     [line] = done.stderr.splitlines()
     assert line.startswith(LINE + "/nowhere/lib.so cannot be read") and "pluggable" in line
 

@@ -13,6 +13,7 @@
 #include "commands.h"
 #include "gpuledger/cuda_upstream.h"
 #include "json.h"
+#include "python_package.h"
 #include "terminal.h"
 
 namespace gpuledger::cli {
@@ -62,7 +63,7 @@ Finding Torch() {
   const size_t line = attach.rfind('\n');
   const std::string last = line == std::string::npos ? attach : attach.substr(line + 1);
   if (failed == 0) return {"PyTorch", true, fmt::format("{}, {}", text, last), ""};
-  return {"PyTorch", false, fmt::format("{}, but gpuledger.torch does not load: {}", text, last), "pip install gpuledger into this environment, for this version of torch"};
+  return {"PyTorch", false, fmt::format("{}, but gpuledger.torch does not load: {}", text, last), "build it with this environment's torch: pip install . in the checkout of gpuledger"};
 }
 
 Finding CudaMemory() {
@@ -70,7 +71,7 @@ Finding CudaMemory() {
   // Three lines, the last ones: whether it works, what was found, the remedy. The last one may be empty, and is then gone.
   const size_t at = text.rfind("\nTrue\n") != std::string::npos ? text.rfind("\nTrue\n") : text.rfind("\nFalse\n");
   if (code != 0 || at == std::string::npos) {
-    return {"CUDA memory", false, "PyTorch's CUDA memory cannot be recorded", "pip install gpuledger into the environment that has torch"};
+    return {"CUDA memory", false, "PyTorch's CUDA memory cannot be recorded", "pip install . in the checkout of gpuledger, with the Python that has torch"};
   }
   const bool good = text[at + 1] == 'T';
   const size_t found = text.find('\n', at + 1) + 1, end = text.find('\n', found);
@@ -90,6 +91,9 @@ Finding Traces() {
 }  // namespace
 
 ExitCode RunDoctor(const DoctorFlags& flags) {
+  // As `run` finds them: what came with this program need not be installed.
+  TellPythonsOfLibraries();
+  if (const std::string package = PackageFolder(); !package.empty()) PutFirstOnPythonPath(package.substr(0, package.rfind('/')));
   nlohmann::ordered_json json = nlohmann::ordered_json::array();
   const Style style(stdout);
   for (const Finding& f : {Driver(), Python(), Torch(), CudaMemory(), Traces()}) {

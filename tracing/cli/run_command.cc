@@ -16,6 +16,7 @@
 
 #include "commands.h"
 #include "gpuledger/trace_reader.h"
+#include "python_package.h"
 #include "report_common.h"
 
 namespace gpuledger::cli {
@@ -23,8 +24,9 @@ namespace {
 
 volatile sig_atomic_t child = 0;
 
-void Forward(int signal) {
-  if (child > 0) kill(child, signal);
+// What a process has sent to this one. What the terminal sends it sends to the program too, which must not get it twice.
+void Forward(int signal, siginfo_t* from, void*) {
+  if (child > 0 && from->si_code <= 0) kill(child, signal);
 }
 
 bool Exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
@@ -35,15 +37,6 @@ std::string FolderOf(const std::string& path) {
 }
 std::string NameOf(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
-// The folder of this program's file, "" if it cannot be found out.
-std::string OwnFolder() {
-  char path[PATH_MAX];
-  const ssize_t length = readlink("/proc/self/exe", path, sizeof path);
-  return length <= 0 ? "" : FolderOf(std::string(path, static_cast<size_t>(length)));
-}
-
-void SetIfUnset(const char* name, const std::string& value) { setenv(name, value.c_str(), /*overwrite=*/0); }
-
 // What the program under test finds in its environment: where to write, and for a Python the hook that attaches.
 void PrepareEnvironment(const RunFlags& flags, const std::string& pattern) {
   // Whole, for children that are started somewhere else.
@@ -53,21 +46,11 @@ void PrepareEnvironment(const RunFlags& flags, const std::string& pattern) {
   setenv("GPULEDGER_STACKS", flags.stacks.c_str(), 1);
   if (!flags.limit.empty()) setenv("GPULEDGER_TRACE_LIMIT", flags.limit.c_str(), 1);
   if (!flags.way.empty()) setenv("GPULEDGER_TORCH", flags.way.c_str(), 1);
-  const std::string own = OwnFolder();
-  if (Exists(own + "/../lib/libgpuledger.so")) {
-    SetIfUnset("GPULEDGER_LIBRARY", own + "/../lib/libgpuledger.so");
-    if (Exists(own + "/../lib/libgpuledger_torch.so")) SetIfUnset("GPULEDGER_TORCH_LIBRARY", own + "/../lib/libgpuledger_torch.so");
-  }
-  // A checkout, an installed wheel, an installed package.
-  for (const char* const place : {"/../../../tracing/python/gpuledger/_hook", "/../_hook", "/../share/gpuledger/python/gpuledger/_hook"}) {
-    if (!Exists(own + place + "/sitecustomize.py")) continue;
-    char resolved[PATH_MAX];
-    std::string path = realpath((own + place).c_str(), resolved) != nullptr ? resolved : own + place;
-    if (const char* const before = std::getenv("PYTHONPATH"); before != nullptr && *before != '\0') path += fmt::format(":{}", before);
-    setenv("PYTHONPATH", path.c_str(), 1);
-    setenv("GPULEDGER_ATTACH", flags.attach.c_str(), 1);
-    return;
-  }
+  TellPythonsOfLibraries();
+  const std::string package = PackageFolder();
+  if (package.empty()) return;
+  PutFirstOnPythonPath(package + "/_hook");
+  setenv("GPULEDGER_ATTACH", flags.attach.c_str(), 1);
 }
 
 // Files of the pattern that were begun since then: the program's own first, then its children's.
@@ -156,7 +139,8 @@ int RunRun(const RunFlags& flags) {
   timespec began{};
   clock_gettime(CLOCK_REALTIME, &began);
   struct sigaction forward{};
-  forward.sa_handler = Forward;
+  forward.sa_sigaction = Forward;
+  forward.sa_flags = SA_SIGINFO;
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) sigaction(signal, &forward, nullptr);
   const pid_t program = fork();
   if (program < 0) return static_cast<int>(Fail(ExitCode::kInternal, fmt::format("fork: {}", std::strerror(errno)), false));

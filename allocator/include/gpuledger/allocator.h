@@ -194,6 +194,7 @@ class GPULEDGER_EXPORT CachingAllocator {
   // grows until they are gone.
   void set_cap(Bytes cap);
   [[nodiscard]] Totals totals() const;
+  [[nodiscard]] Bytes reserved() const;  // as in totals(); takes no lock
   [[nodiscard]] std::vector<SegmentInfo> segments() const;
   [[nodiscard]] Upstream& upstream() const;
   // To read, and to open and close lineages; charges come from the allocator alone.

@@ -29,7 +29,10 @@ constexpr size_t kTooLarge = size_t{1} << 60;
 }  // namespace
 
 Allocator211& Allocator211::Get() {
-  static auto& allocator = *new Allocator211;
+  static auto& allocator = *[] {
+    Clock();
+    return new Allocator211;
+  }();
   return allocator;
 }
 
@@ -91,7 +94,9 @@ void Allocator211::recordStream(const c10::DataPtr& block, c10::cuda::CUDAStream
   TORCH_CHECK(device != nullptr, "invalid device pointer: ", block.get());
   const DevicePtr address(device->id(), reinterpret_cast<uint64_t>(block.get()));
   if (stream.device_index() != device->index()) return device->visiting_streams().Note(address.address(), stream);
-  const absl::Status noted = device->pools().OwnerOf(address)->RecordStream(address, Stream(device->id(), stream.stream()));
+  const std::shared_ptr<CachingAllocator> owner = device->pools().OwnerOf(address);
+  TORCH_CHECK(owner != nullptr, "invalid device pointer: ", block.get());
+  const absl::Status noted = owner->RecordStream(address, Stream(device->id(), stream.stream()));
   TORCH_CHECK(noted.ok(), "gpuledger: ", std::string(noted.message()));
 }
 

@@ -40,24 +40,38 @@ Device::Device(c10::DeviceIndex index, std::unique_ptr<CudaUpstream> upstream, A
       expandable_(upstream_->capabilities().mapping),
       history_(index),
       core_(*upstream_, options, this),
-      pools_(core_, *this, [this] { return Rest(limit(), core_.totals().reserved); }) {
+      pools_(core_, PluggedSink(*this), [this] { return Rest(limit(), core_.reserved()); }) {
   // Reached when what is cached does not suffice, which is when PyTorch's own would flush its cache and try again.
-  core_.OnOutOfMemory([this](Bytes) {
-    WithLock([](Statistics& statistics, History&) { statistics.CountRetry(); });
-    return CallFreeMemoryCallbacks();
-  });
+  core_.OnOutOfMemory([this](Bytes) { return MakeRoom(); });
+}
+
+bool Device::MakeRoom() {
+  WithLock([](Statistics& statistics, History&) { statistics.CountRetry(); });
+  const Bytes plugged = pools_.plugged_memory();
+  pools_.GiveBack({0, 0});
+  ShareLimit();
+  bool any = pools_.plugged_memory() < plugged;
+  try {
+    any = CallFreeMemoryCallbacks() || any;
+  } catch (...) {
+    Call::Keep(std::current_exception());
+  }
+  return any;
 }
 
 // ---- records -------------------------------------------------------------------------------------------------------------
 
-void Device::Write(const Record& record) noexcept {
+void PluggedSink::Write(const Record& record) noexcept { device_->WriteOf(record, false); }
+void PluggedSink::WriteFree(const Record& requested, const Record& completed) noexcept { device_->WriteFree(requested, completed); }
+
+void Device::WriteOf(const Record& record, bool expandable) noexcept {
   if (RecordSink* const recorder = DefaultRecordSink()) recorder->Write(record);
   if (forked_.load(std::memory_order_relaxed)) [[unlikely]] return;
   int64_t allocated = 0, reserved = 0;
   {
     const std::lock_guard lock(lock_);
     statistics_.Note(record);
-    if (history_.active()) [[unlikely]] NoteInHistory(record);
+    if (history_.active()) [[unlikely]] NoteInHistory(record, expandable);
     if (statistics_.lacks_ranges()) [[unlikely]] lacks_ranges_.store(true, std::memory_order_relaxed);
     allocated = statistics_.allocated();
     reserved = statistics_.reserved();
@@ -78,8 +92,8 @@ void Device::WriteFree(const Record& requested, const Record& completed) noexcep
     const std::lock_guard lock(lock_);
     statistics_.NoteFree(requested);
     if (history_.active()) [[unlikely]] {
-      NoteInHistory(requested);
-      NoteInHistory(completed);
+      NoteInHistory(requested, expandable_);
+      NoteInHistory(completed, expandable_);
     }
     allocated = statistics_.allocated();
     reserved = statistics_.reserved();
@@ -87,11 +101,11 @@ void Device::WriteFree(const Record& requested, const Record& completed) noexcep
   TellProfiler(requested, -static_cast<int64_t>(requested.charged.count()), allocated, reserved);
 }
 
-void Device::NoteInHistory(const Record& record) noexcept {
+void Device::NoteInHistory(const Record& record, bool expandable) noexcept {
   static const Context none;
   const Call* const call = Call::Current();
   try {
-    history_.Note(record, call == nullptr ? none : call->context(), call == nullptr ? MempoolId_t{0, 0} : call->pool(), expandable_);
+    history_.Note(record, call == nullptr ? none : call->context(), call == nullptr ? MempoolId_t{0, 0} : call->pool(), expandable);
   } catch (...) {
     Call::Keep(std::current_exception());
   }
@@ -105,17 +119,19 @@ void Device::TellProfiler(const Record& record, int64_t change, int64_t allocate
 // ---- ranges, and what a fraction allows -------------------------------------------------------------------------------------
 
 void Device::Learn() {
+  // What comes while the segments are listed may not be in the list: it is for the next time.
+  const size_t known = WithLock([](Statistics& statistics, History&) { return statistics.unplaced(); });
   const std::vector<SegmentInfo> segments = Segments();
   WithLock([&](Statistics& statistics, History&) {
-    statistics.Learn(segments);
-    lacks_ranges_.store(false, std::memory_order_relaxed);
+    statistics.Learn(segments, known);
+    lacks_ranges_.store(statistics.lacks_ranges(), std::memory_order_relaxed);
   });
   ShareLimit();
 }
 
 std::vector<SegmentInfo> Device::Segments() const {
   std::vector<SegmentInfo> all;
-  for (const CachingAllocator* allocator : pools_.Allocators()) {
+  for (const auto& allocator : pools_.Allocators()) {
     std::vector<SegmentInfo> some = allocator->segments();
     all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
   }

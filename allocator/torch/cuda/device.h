@@ -51,8 +51,10 @@ class Device final : public RecordSink {
   // Opens the device: from here on it has a context. Errors: those of CudaUpstream::Open and of GPULEDGER_ variables.
   static absl::StatusOr<std::unique_ptr<Device>> Open(c10::DeviceIndex index);
 
-  void Write(const Record& record) noexcept override;
+  void Write(const Record& record) noexcept override { WriteOf(record, expandable_); }
   void WriteFree(const Record& requested, const Record& completed) noexcept override;
+  // `expandable`: whether it is of memory that is mapped into a range; otherwise of whole segments.
+  void WriteOf(const Record& record, bool expandable) noexcept;
 
   [[nodiscard]] c10::DeviceIndex index() const { return index_; }
   [[nodiscard]] DeviceId id() const { return DeviceId(index_); }
@@ -91,7 +93,9 @@ class Device final : public RecordSink {
   // Of all memory that PyTorch has of this device: the fraction, or GPULEDGER_CAP if that is less.
   [[nodiscard]] Bytes limit() const { return std::min(base_cap_, allowed().value_or(Bytes::Max())); }
   void Learn();
-  void NoteInHistory(const Record& record) noexcept;
+  // What PyTorch's own does before it refuses: false if nothing came of it.
+  bool MakeRoom();
+  void NoteInHistory(const Record& record, bool expandable) noexcept;
   void TellProfiler(const Record& record, int64_t change, int64_t allocated, int64_t reserved) const;
 
   const c10::DeviceIndex index_;

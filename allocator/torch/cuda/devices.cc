@@ -116,7 +116,7 @@ void* Devices::Allocate(c10::DeviceIndex index, size_t size, cudaStream_t stream
 }
 
 void Devices::AwaitVisitors(Device& device, DevicePtr block) {
-  CachingAllocator* const owner = device.pools().OwnerOf(block);
+  const std::shared_ptr<CachingAllocator> owner = device.pools().OwnerOf(block);
   if (owner == nullptr) return;
   try {
     const cudaStream_t stand_in = device.visiting_streams().StandIn(block.address(), device.index());
@@ -131,7 +131,8 @@ void Devices::AwaitVisitors(Device& device, DevicePtr block) {
 void Devices::DeleteWatched(Device& device, DevicePtr block, const c10::impl::PyInterpreter* trace) {
   if (trace != nullptr) (*trace)->trace_gpu_memory_deallocation(c10::kCUDA, block.address());
   const Call call(device.Gather(RecordContext::ALL), {0, 0});
-  device.pools().OwnerOf(block)->Free(block);
+  const std::shared_ptr<CachingAllocator> owner = device.pools().OwnerOf(block);
+  TORCH_CHECK(owner != nullptr && owner->TryFree(block), "gpuledger: invalid device pointer: no block in use begins there; it was freed already");
   if (call.thrown() != nullptr) TORCH_WARN("gpuledger: a trace tracker threw while a block was freed; the block is free");
 }
 

@@ -23,8 +23,15 @@ std::optional<TraceEntry::Action> ActionOf(RecordKind kind, bool expandable) {
 }  // namespace
 
 ThreadLabels& ThreadLabels::OfThisThread() {
-  static thread_local std::unique_ptr<ThreadLabels> labels = std::make_unique<ThreadLabels>();  // a word of the static TLS block
-  return *labels;
+  // A word of the static TLS block. Tensors of thread-locals may be freed after it is gone: then the thread says nothing of itself.
+  static thread_local bool gone = false;
+  struct Ending {
+    std::unique_ptr<ThreadLabels> labels = std::make_unique<ThreadLabels>();
+    ~Ending() { gone = true; }
+  };
+  static thread_local Ending of_this_thread;
+  static ThreadLabels& nobody = *new ThreadLabels;
+  return gone ? nobody : *of_this_thread.labels;
 }
 
 void History::Configure(bool enabled, CreateContextFn gather, size_t most_entries, RecordContext when, bool clear,

@@ -20,7 +20,7 @@ PrivatePools::Pool& PrivatePools::Known(MempoolId_t id, const char* call) {
 }
 
 PrivatePools::Choice PrivatePools::ChoiceOf(const Pool& pool) const {
-  if (pool.plugged != nullptr) return {&pool.plugged->core, kSharedPool, pool.id, pool.no_split};
+  if (pool.plugged != nullptr) return {&pool.plugged->core, pool.plugged->pool, pool.id, pool.no_split, pool.plugged};
   return {&device_, pool.pool, pool.id, pool.no_split};
 }
 
@@ -61,7 +61,7 @@ void PrivatePools::CreateOrIncrement(MempoolId_t id, std::shared_ptr<CUDAAllocat
   pool.id = id;
   pool.users = 1;
   if (plugged != nullptr) {
-    pool.plugged = std::make_shared<Plugged>(device_, std::move(plugged), &sink_, budget_);
+    pool.plugged = std::make_shared<Plugged>(device_, std::move(plugged), sink_, budget_);
     plugged_.fetch_add(1, std::memory_order_relaxed);
   } else {
     pool.pool = device_.CreatePool();
@@ -90,12 +90,19 @@ void PrivatePools::End(MempoolId_t id) {
 }
 
 void PrivatePools::Release(MempoolId_t id) {
-  const std::lock_guard lock(mutex_);
-  Pool& pool = Known(id, "releasePool");
-  if (--pool.users > 0 || pool.plugged != nullptr) return;
-  // Its memory is everybody's from here on, as its blocks become free.
-  device_.ReleasePool(pool.pool).IgnoreError();
-  std::erase_if(pools_, [&](const Pool& p) { return &p == &pool; });
+  std::shared_ptr<Plugged> released;
+  {
+    const std::lock_guard lock(mutex_);
+    Pool& pool = Known(id, "releasePool");
+    if (--pool.users > 0) return;
+    released = pool.plugged;
+    if (released == nullptr) {
+      // Its memory is everybody's from here on, as its blocks become free.
+      device_.ReleasePool(pool.pool).IgnoreError();
+      std::erase_if(pools_, [&](const Pool& p) { return &p == &pool; });
+    }
+  }
+  if (released != nullptr) released->core.ReleasePool(released->pool).IgnoreError();
 }
 
 int PrivatePools::UseCount(MempoolId_t id) const {
@@ -128,21 +135,21 @@ MempoolId_t PrivatePools::IdOf(const CachingAllocator& allocator, PoolId id) con
   return {0, 0};
 }
 
-std::vector<CachingAllocator*> PrivatePools::Allocators() const {
+std::vector<std::shared_ptr<CachingAllocator>> PrivatePools::Allocators() const {
   const std::lock_guard lock(mutex_);
-  std::vector<CachingAllocator*> all{&device_};
+  std::vector<std::shared_ptr<CachingAllocator>> all{ItsOwn()};
   for (const Pool& pool : pools_) {
-    if (pool.plugged != nullptr) all.push_back(&pool.plugged->core);
+    if (pool.plugged != nullptr) all.emplace_back(pool.plugged, &pool.plugged->core);
   }
   return all;
 }
 
-CachingAllocator* PrivatePools::OwnerOf(DevicePtr block) const {
-  if (device_.Owns(block)) [[likely]] return &device_;
+std::shared_ptr<CachingAllocator> PrivatePools::OwnerOf(DevicePtr block) const {
+  if (device_.Owns(block)) [[likely]] return ItsOwn();
   if (plugged_.load(std::memory_order_relaxed) == 0) return nullptr;
   const std::lock_guard lock(mutex_);
   for (const Pool& pool : pools_) {
-    if (pool.plugged != nullptr && pool.plugged->core.Owns(block)) return &pool.plugged->core;
+    if (pool.plugged != nullptr && pool.plugged->core.Owns(block)) return {pool.plugged, &pool.plugged->core};
   }
   return nullptr;
 }
@@ -167,6 +174,7 @@ void PrivatePools::GiveBack(MempoolId_t id) {
     }
   }
   for (const std::shared_ptr<Plugged>& plugged : released) plugged->core.ReleaseCached();
+  // Those that are gone end when `released` does, the lock no longer held.
   const std::lock_guard lock(mutex_);
   std::erase_if(pools_, [&](const Pool& pool) {
     if (pool.plugged == nullptr || !pool.released() || std::find(released.begin(), released.end(), pool.plugged) == released.end()) return false;

@@ -20,18 +20,33 @@
 namespace gpuledger::pytorch {
 
 using c10::MempoolId_t;
+class Device;
+
+// Where records of plugged memory go: to the device, which is told that this memory comes in whole segments.
+class PluggedSink final : public RecordSink {
+ public:
+  explicit PluggedSink(Device& device) : device_(&device) {}
+  void Write(const Record& record) noexcept override;
+  void WriteFree(const Record& requested, const Record& completed) noexcept override;
+
+ private:
+  Device* device_;
+};
 
 // Thread-safe. Its lock is held while filters run, and while no allocator is called.
 class PrivatePools {
  public:
   // All outlive it. `limit`: what plugged memory may grow to now, in bytes.
-  PrivatePools(CachingAllocator& device, RecordSink& sink, std::function<Bytes()> limit) : device_(device), sink_(sink), budget_(std::move(limit)) {}
+  // `plugged_sink` gets the records of plugged memory.
+  PrivatePools(CachingAllocator& device, PluggedSink plugged_sink, std::function<Bytes()> limit)
+      : device_(device), sink_(plugged_sink), budget_(std::move(limit)) {}
 
   struct Choice {
     CachingAllocator* allocator;
     PoolId pool;
     MempoolId_t id;
-    bool whole = false;  // blocks are whole multiples of 2 MiB (no_split)
+    bool whole = false;                 // blocks are whole multiples of 2 MiB (no_split)
+    std::shared_ptr<void> keeps = {};  // the allocator, if it is a plugged pool's, which may be released meanwhile
   };
   // Where an allocation of this thread on this stream comes from.
   [[nodiscard]] Choice Choose(cudaStream_t stream) {
@@ -59,10 +74,10 @@ class PrivatePools {
   [[nodiscard]] std::optional<Choice> Find(MempoolId_t id) const;
   // Whose private pool that is; {0, 0} for everybody's and for those that were released.
   [[nodiscard]] MempoolId_t IdOf(const CachingAllocator& allocator, PoolId pool) const;
-  // Every allocator of the device: its own, and those of pools over plugged ones.
-  [[nodiscard]] std::vector<CachingAllocator*> Allocators() const;
+  // Every allocator of the device: its own, and those of pools over plugged ones, which live for as long as they are held.
+  [[nodiscard]] std::vector<std::shared_ptr<CachingAllocator>> Allocators() const;
   // The one of them that has a block in use there; null if there is none.
-  [[nodiscard]] CachingAllocator* OwnerOf(DevicePtr block) const;
+  [[nodiscard]] std::shared_ptr<CachingAllocator> OwnerOf(DevicePtr block) const;
   // Frees the block if it is in use in one of them.
   bool TryFree(DevicePtr block) {
     return device_.TryFree(block) || (plugged_.load(std::memory_order_relaxed) > 0 && TryFreePlugged(block));
@@ -73,15 +88,19 @@ class PrivatePools {
   void GiveBack(MempoolId_t id);
 
  private:
+  // Its blocks are a private pool's, as graphs need it: what is cached stays until the pool is released.
   struct Plugged {
-    Plugged(CachingAllocator& device, std::shared_ptr<CUDAAllocator> allocator, RecordSink* sink, PluggedBudget& budget)
-        : upstream(device.upstream(), std::move(allocator), budget), core(upstream, AllocatorOptions{}, sink) {
+    Plugged(CachingAllocator& device, std::shared_ptr<CUDAAllocator> allocator, PluggedSink sink_of_device, PluggedBudget& budget)
+        : upstream(device.upstream(), std::move(allocator), budget), sink(sink_of_device), core(upstream, AllocatorOptions{}, &sink), pool(core.CreatePool()) {
       // Both want the same device's memory: what the device has cached goes before a plugged allocator runs out.
       core.OnOutOfMemory([&device](Bytes) { return !device.ReleaseCached().is_zero(); });
     }
     PluggedUpstream upstream;
+    PluggedSink sink;
     CachingAllocator core;
+    const PoolId pool;
   };
+  [[nodiscard]] std::shared_ptr<CachingAllocator> ItsOwn() const { return {std::shared_ptr<void>(), &device_}; }  // counts nothing
   struct Pool {
     MempoolId_t id;
     PoolId pool{0};
@@ -104,7 +123,7 @@ class PrivatePools {
   Pool& Known(MempoolId_t id, const char* call);
 
   CachingAllocator& device_;
-  RecordSink& sink_;
+  const PluggedSink sink_;
   PluggedBudget budget_;
   mutable std::mutex mutex_;
   std::vector<Pool> pools_;

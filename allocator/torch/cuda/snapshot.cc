@@ -71,9 +71,9 @@ void AddViews(const SegmentInfo& segment, c10::DeviceIndex device, MempoolId_t p
 std::vector<viewed::SegmentInfo> ViewsOf(Device& device) {
   std::vector<viewed::SegmentInfo> views;
   const bool expandable = device.upstream().capabilities().mapping;
-  for (const CachingAllocator* allocator : device.pools().Allocators()) {
+  for (const auto& allocator : device.pools().Allocators()) {
     for (const SegmentInfo& segment : allocator->segments()) {
-      AddViews(segment, device.index(), device.pools().IdOf(*allocator, segment.pool), expandable && allocator == &device.core(), &views);
+      AddViews(segment, device.index(), device.pools().IdOf(*allocator, segment.pool), expandable && allocator.get() == &device.core(), &views);
     }
   }
   std::sort(views.begin(), views.end(), [](const auto& a, const auto& b) { return a.address < b.address; });
@@ -106,11 +106,17 @@ c10::cuda::CUDACachingAllocator::AllocatorConfigInfo Configuration() {
 
 }  // namespace
 
+c10::ApproximateClockToUnixTimeConverter& Clock() {
+  static auto& clock = *new c10::ApproximateClockToUnixTimeConverter;
+  return clock;
+}
+
 SnapshotInfo Snapshot(Devices& devices, MempoolId_t pool, bool include_traces) {
   SnapshotInfo snapshot;
   snapshot.config_metadata = Configuration();
-  static const auto& nanoseconds = *new auto(c10::ApproximateClockToUnixTimeConverter().makeConverter());
-  const auto unix_time = [](c10::approx_time_t time) { return nanoseconds(time) / 1000; };  // microseconds, as PyTorch has it
+  // The clock's rate is the more exact the longer ago its converter was made.
+  const auto nanoseconds = Clock().makeConverter();
+  const auto unix_time = [&nanoseconds](c10::approx_time_t time) { return nanoseconds(time) / 1000; };  // microseconds, as PyTorch has it
   if (include_traces) snapshot.device_traces.resize(static_cast<size_t>(c10::cuda::device_count()));  // opened or not
   for (Device* const device : devices.AllOpen()) {
     std::vector<viewed::SegmentInfo> views = ViewsOf(*device);

@@ -15,6 +15,9 @@ using c10::cuda::CUDACachingAllocator::SnapshotInfo;
 // Of one pool, or {0, 0}: of all. The entry that says that there was a snapshot is in every history.
 [[nodiscard]] SnapshotInfo Snapshot(Devices& devices, MempoolId_t pool, bool include_traces);
 
+// Times of entries are of this clock.
+[[nodiscard]] c10::ApproximateClockToUnixTimeConverter& Clock();
+
 // What torch.profiler's record_function says while history is on; kept as long as entries are.
 void Annotate(const std::vector<std::pair<std::string, std::string>>& annotation);
 void ConfigureAnnotations(bool enabled, size_t most_entries, bool clear);

@@ -1,6 +1,7 @@
 #include "statistics.h"
 
 #include <algorithm>
+#include <span>
 
 #include <c10/core/AllocatorConfig.h>
 
@@ -102,8 +103,9 @@ void Statistics::Place(MappedRange& range, const Piece& piece) {
   ranges_.pop_back();
 }
 
-void Statistics::Learn(const std::vector<SegmentInfo>& segments) {
-  for (const Piece& piece : unplaced_) {
+void Statistics::Learn(const std::vector<SegmentInfo>& segments, size_t known) {
+  known = std::min(known, unplaced_.size());  // another thread may have learned them meanwhile
+  for (const Piece& piece : std::span(unplaced_).first(known)) {
     MappedRange* range = RangeOf(piece.address);
     if (range == nullptr) {
       const auto segment = std::find_if(segments.begin(), segments.end(), [&](const SegmentInfo& s) {
@@ -116,7 +118,7 @@ void Statistics::Learn(const std::vector<SegmentInfo>& segments) {
     }
     if (piece.mapped || range->mapped >= piece.size) Place(*range, piece);
   }
-  unplaced_.clear();
+  unplaced_.erase(unplaced_.begin(), unplaced_.begin() + static_cast<ptrdiff_t>(known));
 }
 
 void Statistics::ResetAccumulated() {

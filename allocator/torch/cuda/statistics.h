@@ -24,7 +24,9 @@ class Statistics {
   void NoteFree(const Record& requested);  // and completed
   // A range that memory was mapped into is not known yet: its pool is learned from the allocator's segments.
   [[nodiscard]] bool lacks_ranges() const { return !unplaced_.empty(); }
-  void Learn(const std::vector<SegmentInfo>& segments);
+  [[nodiscard]] size_t unplaced() const { return unplaced_.size(); }
+  // `segments` were listed when the first `known` pieces had come; the rest wait.
+  void Learn(const std::vector<SegmentInfo>& segments, size_t known);
 
   [[nodiscard]] c10::CachingDeviceAllocator::DeviceStats figures() const;
   [[nodiscard]] int64_t allocated() const { return blocks_[kAll].current[kAllocatedBytes]; }

@@ -35,6 +35,15 @@ def tensors_in(state: object) -> Iterator[torch.Tensor]:
             yield from tensors_in(value)
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """What PyTorch's data-parallel wrappers are around: their ``module`` is in no name."""
+    import torch
+
+    while isinstance(model, (torch.nn.parallel.DistributedDataParallel, torch.nn.parallel.DataParallel)):
+        model = model.module
+    return model
+
+
 def parts_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors that have the bytes: itself, or those that a sparse one or one of a wrapping subclass (DTensor) is made of."""
     import torch
@@ -102,13 +111,20 @@ def adopt(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None
     state get their roles; what is held in 4 or 8 bits is *quantized*, the rest *other*. Of tensors that share a block the first
     one's name counts. Tensors that are not in the ledger (made before it was attached, or on a device without a way in) are
     passed over. What is not there yet gets no name: call it again after the first step, or :func:`gpuledger.follow` once."""
+    from torch.nn.parameter import is_lazy
+
+    model = unwrapped(model)
     named, names = _Names(), {}
     for path, parameter in model.named_parameters():
         owner = names[parameter] = owner_of(name, path)
+        if is_lazy(parameter):  # has no bytes yet
+            continue
         named.give(parameter, owner, role_of_weight(parameter))
         if parameter.grad is not None:
             named.give(parameter.grad, owner, "gradient")
     for path, buffer in model.named_buffers():
+        if is_lazy(buffer):
+            continue
         named.give(buffer, owner_of(name, path), "other")
     if optimizer is not None:
         for parameter, state in optimizer.state.items():

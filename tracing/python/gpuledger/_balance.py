@@ -127,14 +127,15 @@ def _wanted(device: str | int | torch.device | None, there: list[Device]) -> str
         return f"cuda:{device}"
     if str(device) == "cuda":
         torch = sys.modules.get("torch")
-        return f"cuda:{torch.cuda.current_device() if torch is not None else 0}"
+        started = torch is not None and torch.cuda.is_initialized()  # to ask would start CUDA
+        return f"cuda:{torch.cuda.current_device() if started else 0}"
     return str(device)
 
 
 def balance(device: str | int | torch.device | None = None) -> Balance:
     """The balance sheet of a device: ``"cuda"``, ``"cuda:1"``, ``1``, ``"cpu"``, a ``torch.device``; without one, PyTorch's
     current CUDA device if that has a ledger, else the first device that has. LookupError if it has none."""
-    if "gpuledger.torch" in sys.modules:
+    if torch_library.cache_info().currsize:  # loaded: this is about more than PyTorch
         check(torch_library().gpuledger_torch_name_workspaces())
     there = _devices()
     wanted = _wanted(device, there)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -21,7 +22,10 @@ _in_force: Way | None = None
 
 
 def _say(text: str) -> None:
-    print("gpuledger: " + " ".join(text.split()), file=sys.stderr)
+    try:
+        print("gpuledger: " + " ".join(text.split()), file=sys.stderr)
+    except Exception:  # a stderr that is closed is no reason to break the program
+        pass
 
 
 def way_in() -> Way | None:
@@ -79,7 +83,19 @@ def _observe() -> Way:
 _WAYS: dict[str, Callable[[], Way]] = {"allocator": _allocator, "pluggable": _pluggable, "observe": _observe}
 
 
-def install(way: Way = "allocator", *, cpu: bool = False) -> Way | None:
+def _decide_about_cpu(charged: bool) -> None:
+    try:
+        if charged:
+            check(torch_library().gpuledger_torch_install_cpu())
+        elif torch_library.cache_info().currsize:
+            check(torch_library().gpuledger_torch_uninstall_cpu())
+    except ImportError as error:
+        if _in_force is None:
+            raise
+        _say(f"CPU tensors are not charged: {error}")
+
+
+def install(way: Way = "allocator", *, cpu: bool | None = None) -> Way | None:
     """Puts the ledger under all CUDA memory of PyTorch, before CUDA is first used; returns the way that is in force.
 
     ``allocator``
@@ -91,14 +107,15 @@ def install(way: Way = "allocator", *, cpu: bool = False) -> Way | None:
         PyTorch's own allocator goes on, and gpuledger keeps the ledger. May be called at any time: what is alive by then is
         ``unattributed``.
 
-    CPU tensors made from now on are charged if ``cpu`` is true, and else they are not. None, and a line on stderr, if
-    PyTorch was built without CUDA. A second call with the same way only decides about the CPU; another way is a
+    CPU tensors made from now on are charged if ``cpu`` is true, and not if it is false. Without ``cpu`` they are not once this
+    call has put a way in force, and stay as they are if one was before. Returns None, with a line on stderr, if PyTorch was
+    built without CUDA. A second call with the same way, or the one in force, only decides about the CPU; another way is a
     RuntimeError, and so is a call that comes too late.
     """
     global _asked, _in_force
     if way not in _WAYS:
         raise ValueError(f"way is {way!r}; it must be one of {', '.join(_WAYS)}")
-    if _asked not in (None, way) and _in_force is not None:
+    if _in_force is not None and way not in (_asked, _in_force):
         raise RuntimeError(
             f"CUDA memory is recorded by way of {_in_force!r} already, and a process has one way in: install {way!r} first, "
             f"or set GPULEDGER_TORCH={way}"
@@ -108,14 +125,15 @@ def install(way: Way = "allocator", *, cpu: bool = False) -> Way | None:
     elif _in_force is None:
         _in_force = _WAYS[way]()
         _asked = way
-    if cpu:
-        check(torch_library().gpuledger_torch_install_cpu())
-    elif torch_library.cache_info().currsize:
-        check(torch_library().gpuledger_torch_uninstall_cpu())
+        cpu = bool(cpu)
+        with suppress(ImportError):  # not for this PyTorch, which the way may not need
+            torch_library()  # carries the payer of backward() to its threads
+    if cpu is not None:
+        _decide_about_cpu(cpu)
     return _in_force
 
 
-def install_from_environment(default: str = "off", *, cpu: bool = False) -> None:
+def install_from_environment(default: str = "off", *, cpu: bool | None = None) -> None:
     """``install`` with the way that ``GPULEDGER_TORCH`` names. Never an exception: a line on stderr says what was wrong."""
     way = os.environ.get("GPULEDGER_TORCH") or default
     try:

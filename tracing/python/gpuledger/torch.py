@@ -25,7 +25,7 @@ from gpuledger._library import (
     torch_library,
 )
 from gpuledger._tensors import Holders, address_of, describe
-from gpuledger._ways import install, way_in
+from gpuledger._ways import _say, install, way_in
 
 __all__ = [
     "ConsumeReport",
@@ -147,4 +147,7 @@ def consume(
 
 
 if way_in() is None:
-    install_cpu()
+    try:
+        install_cpu()
+    except ImportError as error:  # not for this PyTorch; a way into CUDA memory may still be open
+        _say(f"CPU tensors are not charged: {error}")

@@ -18,4 +18,7 @@ def on_import_torch() -> None:
 
         install_from_environment()
     except Exception as error:
-        print(f"gpuledger: CUDA memory is not recorded: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        try:
+            print(f"gpuledger: CUDA memory is not recorded: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        except Exception:  # stderr is closed
+            pass

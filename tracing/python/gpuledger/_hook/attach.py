@@ -6,7 +6,9 @@ forked one goes on with what its parent has attached.
 
 from __future__ import annotations
 
+import _thread
 import atexit
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,8 +27,9 @@ def _say(what: str, error: BaseException) -> None:
 class _Loading(Loader):
     """The module's own loader, and a call when it is done."""
 
-    def __init__(self, loader: Loader, then: Callable[[], None]) -> None:
+    def __init__(self, loader: Loader, finder: _AfterImport, then: Callable[[], None]) -> None:
         self._loader = loader
+        self._finder = finder
         self._then = then
 
     def __getattr__(self, name: str) -> object:
@@ -41,28 +44,33 @@ class _Loading(Loader):
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        self._then()
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+            self._then()
 
 
 class _AfterImport(MetaPathFinder):
-    """Calls `then` once module `name` was imported, whoever finds it."""
+    """Calls `then` once module `name` was imported, whoever finds it. Stays until then: many look for a module without importing it."""
 
     def __init__(self, name: str, then: Callable[[], None]) -> None:
         self._name = name
         self._then = then
+        self._asking = _thread._local()  # other finders may ask all finders in their turn
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != self._name:
+        if name != self._name or getattr(self._asking, "now", False):
             return None
-        sys.meta_path.remove(self)
-        for finder in list(sys.meta_path):
-            find = getattr(finder, "find_spec", None)
-            spec = find(name, path, target) if find is not None else None
-            if spec is not None:
-                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Loading(spec.loader, self._then)
-                return spec
-        sys.meta_path.insert(0, self)  # not there: it may be later
+        self._asking.now = True
+        try:
+            for finder in [finder for finder in sys.meta_path if finder is not self]:
+                find = getattr(finder, "find_spec", None)
+                spec = find(name, path, target) if find is not None else None
+                if spec is not None:
+                    if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                        spec.loader = _Loading(spec.loader, self, self._then)
+                    return spec
+        finally:
+            self._asking.now = False
         return None
 
 
@@ -81,7 +89,8 @@ def _attach_to_torch() -> None:
         import gpuledger.torch
         from gpuledger._ways import install_from_environment
 
-        gpuledger.torch.install_cpu()
+        with contextlib.suppress(ImportError):  # the import has said so; CUDA memory can be recorded all the same
+            gpuledger.torch.install_cpu()
         # Without CUDA there is nothing to say, unless a way in was asked for.
         if _attach_to_cuda and (torch.version.cuda is not None or os.environ.get("GPULEDGER_TORCH")):
             install_from_environment("allocator", cpu=True)
